@@ -1,0 +1,48 @@
+// NumPy arrays as the engine's plain pointers, with checks that name the array.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+
+namespace onerec::bindings {
+
+namespace py = pybind11;
+
+// `object` as a C-contiguous array of T with the given shape (-1: any); never converts or copies.
+template <class T>
+py::array_t<T> checked_array(const std::string& name, const py::handle& object, std::initializer_list<std::int64_t> shape) {
+  const std::string want = py::str(py::dtype::of<T>()).template cast<std::string>();
+  require(py::isinstance<py::array>(object), "[bindings] got ", name, " that is no NumPy array, want ", want, ".");
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  require(py::isinstance<py::array_t<T>>(array) && (array.flags() & py::array::c_style) != 0, "[bindings] got ", name, " of ",
+          py::str(array.dtype()).template cast<std::string>(), ", want a C-contiguous array of ", want, ".");
+  bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  py::ssize_t axis = 0;
+  for (const std::int64_t extent : shape) {
+    fits = fits && (extent < 0 || array.shape(axis) == extent);
+    ++axis;
+  }
+  require(fits, "[bindings] got ", name, " of shape ", py::str(array.attr("shape")).template cast<std::string>(),
+          ", which does not fit the other arrays.");
+  return py::reinterpret_borrow<py::array_t<T>>(array);
+}
+
+// A new array that owns a copy.
+template <class T>
+py::array_t<T> to_array(const std::vector<T>& values, std::vector<py::ssize_t> shape) {
+  return py::array_t<T>(std::move(shape), values.data());
+}
+
+template <class T>
+py::array_t<T> to_array(const std::vector<T>& values) {
+  return to_array(values, {static_cast<py::ssize_t>(values.size())});
+}
+
+}  // namespace onerec::bindings

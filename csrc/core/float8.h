@@ -1,0 +1,50 @@
+// E4M3 (OCP FP8, finite form): 1 sign, 4 exponent (bias 7), 3 mantissa bits; largest 448; S.1111.111 is NaN.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstdint>
+
+namespace onerec {
+
+inline constexpr float kE4M3Max = 448.0f;
+inline constexpr float kE4M3MinScale = 1e-12f;
+inline constexpr std::int64_t kScaleBlock = 128;
+
+// FP32 to E4M3: round to nearest even, saturate to +-448 (infinities too), NaN to NaN, sign of zero kept.
+inline std::uint8_t to_e4m3(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 24) & 0x80u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint8_t>(sign | 0x7fu);
+  if (magnitude >= 0x43e00000u) return static_cast<std::uint8_t>(sign | 0x7eu);  // |x| >= 448
+  if (magnitude < 0x3c800000u) {                                                // |x| < 2^-6: subnormal, units of 2^-9
+    // Adding 2^14 leaves a unit in the last place of 2^-9: the FP32 addition rounds to nearest even for us.
+    const float shifted = std::bit_cast<float>(magnitude) + 16384.0f;
+    return static_cast<std::uint8_t>(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x46800000u));
+  }
+  const std::uint32_t rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1u);
+  const std::uint32_t code = (rounded >> 20) - ((127u - 7u) << 3);
+  return static_cast<std::uint8_t>(sign | (code > 0x7eu ? 0x7eu : code));
+}
+
+// Exact; both NaN codes give a NaN.
+inline float from_e4m3(std::uint8_t code) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(code & 0x80u) << 24;
+  const std::uint32_t exponent = (code >> 3) & 0xfu;
+  const std::uint32_t mantissa = code & 0x7u;
+  if (exponent == 0) {
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-9f;
+    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
+  }
+  if ((code & 0x7fu) == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
+  return std::bit_cast<float>(sign | ((exponent + 127u - 7u) << 23) | (mantissa << 20));
+}
+
+// The scale of a group whose largest magnitude is `amax`; see docs/numerics.md.
+inline float e4m3_scale(float amax) {
+  const float scale = amax / kE4M3Max;
+  return scale < kE4M3MinScale ? kE4M3MinScale : scale;
+}
+
+}  // namespace onerec

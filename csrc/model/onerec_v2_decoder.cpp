@@ -1,0 +1,174 @@
+#include "model/onerec_v2_decoder.h"
+
+#include <algorithm>
+
+namespace onerec {
+namespace {
+
+Matrix first_rows(Matrix matrix, std::int64_t rows) {
+  matrix.rows = rows;
+  return matrix;
+}
+
+Operand first_rows(Operand operand, std::int64_t rows) {
+  operand.values.rows = rows;
+  return operand;
+}
+
+}  // namespace
+
+OneRecV2Pass::OneRecV2Pass(const OneRecV2& model, const PassShape& shape, const PassInputs& inputs, OpContext& context,
+                           PassMemory memory)
+    : model_(model),
+      shape_(shape),
+      inputs_(inputs),
+      context_(context),
+      memory_(memory),
+      context_processor_(model, shape_, context, memory_),
+      feed_forward_(model, *std::max_element(shape.rows.begin(), shape.rows.end()), context, memory_) {
+  const OneRecV2Config& config = model.config();
+  const DType dtype = model.precision().activation;
+  const ScaleKind kind = scale_kind_for(model.precision().linear);
+  const std::int64_t rows = *std::max_element(shape.rows.begin(), shape.rows.end());
+  h_ = memory_.matrix("activations", dtype, rows, config.hidden_size);
+  x_ = memory_.operand("activations", kind, dtype, rows, config.hidden_size);
+  q_ = memory_.matrix("activations", dtype, rows, config.d_attention());
+  attended_ = memory_.matrix("activations", dtype, rows, config.d_attention());
+  attended_x_ = kind == ScaleKind::kNone ? Operand{.values = attended_}
+                                         : memory_.operand("activations", kind, dtype, rows, config.d_attention());
+  head_x_ = memory_.matrix("activations", dtype, rows, config.hidden_size);
+  std::int64_t widest = 0;
+  for (const auto& head : model.tensors().heads) widest = std::max(widest, head.outputs);
+  logits_ = memory_.matrix("logits", DType::kF32, rows, widest);
+
+  const int levels = config.levels();
+  for (int t = 0; t < levels; ++t) {
+    auto& layers = qkv_.emplace_back();
+    const std::int64_t step_rows = shape.rows[static_cast<std::size_t>(t)];
+    for (std::int64_t l = 0; l < config.num_hidden_layers; ++l) {
+      const bool shared = t + 1 == levels && l > 0;
+      layers.push_back(shared ? layers.front() : memory_.matrix("self_kv", dtype, step_rows, config.d_qkv()));
+    }
+  }
+}
+
+ConstMatrix OneRecV2Pass::decode_step(int step) {
+  const OneRecV2Config& config = model_.config();
+  const OneRecV2Weights& weights = model_.tensors();
+  const auto t = static_cast<std::size_t>(step);
+  const Extent rows{shape_.rows[t], inputs_.row_count[t]};
+  const Matrix h = first_rows(h_, rows.capacity);
+
+  const DeviceArray* table = step == 0 ? weights.bos : weights.tokens[t - 1];
+  const void* position = nullptr;
+  if (weights.positions != nullptr) {
+    position = static_cast<const std::byte*>(weights.positions->data()) + t * static_cast<std::size_t>(config.hidden_size) * size_of(h.dtype);
+  }
+  embed_step(context_, {.table = table->data(),
+                        .table_rows = step == 0 ? 1 : config.codebook_sizes[t - 1],
+                        .codes = step == 0 ? nullptr : inputs_.codes[t] + (step - 1),
+                        .code_stride = config.levels(),
+                        .position = position,
+                        .h = h,
+                        .rows = rows});
+  for (std::int64_t l = 0; l < config.num_hidden_layers; ++l) {
+    const LayerWeights& layer = weights.layers[static_cast<std::size_t>(l)];
+    cross_attention_block(layer, l, step, h, rows);
+    self_attention_block(layer, l, step, h, rows);
+    feed_forward_.add_to(h, layer, rows);
+  }
+  const Matrix head_x = first_rows(head_x_, rows.capacity);
+  normalise(h, weights.output_norms[t], {.values = head_x}, rows);
+  const LinearLayer& head = weights.heads[t];
+  // Each level's logits are packed at its own width.
+  const Matrix logits{logits_.data, DType::kF32, rows.capacity, head.outputs, head.outputs};
+  linear(context_, {.x = {.values = head_x}, .weight = head.get(), .bias = head.bias_data(), .y = logits, .rows = rows});
+  return logits;
+}
+
+void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h, const Extent& rows) {
+  const OneRecV2Config& config = model_.config();
+  const Operand x = first_rows(x_, rows.capacity);
+  const Matrix q = first_rows(q_, rows.capacity);
+  const Matrix attended = first_rows(attended_, rows.capacity);
+  normalise(h, layer.cross_norm, x, rows);
+  linear(context_, {.x = x, .weight = layer.cross_q.get(), .bias = layer.cross_q.bias_data(), .y = q, .rows = rows});
+  if (layer.cross_q_norm != nullptr) head_norm(q, layer.cross_q_norm, config.num_attention_heads, rows);
+  const std::int64_t group = config.context_kv_layer(index);
+  cross_attention(context_, {.q = q,
+                             .k = context_processor_.keys(group),
+                             .v = context_processor_.values(group),
+                             .context_offsets = inputs_.context_offsets,
+                             .row_offsets = inputs_.row_offsets[static_cast<std::size_t>(step)],
+                             .out = attended,
+                             .batch = shape_.batch,
+                             .rows_capacity = rows.capacity,
+                             .tokens_capacity = shape_.context_tokens,
+                             .max_request_rows = step == 0 ? 1 : shape_.max_request_rows,
+                             .max_request_tokens = shape_.max_request_tokens,
+                             .heads = config.num_attention_heads,
+                             .kv_heads = config.num_context_kv_heads,
+                             .head_dim = config.head_dim,
+                             .scale = config.attention_scale});
+  project_out(attended, layer.cross_o, h, rows);
+}
+
+void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h, const Extent& rows) {
+  const OneRecV2Config& config = model_.config();
+  const auto t = static_cast<std::size_t>(step);
+  const auto l = static_cast<std::size_t>(index);
+  const Operand x = first_rows(x_, rows.capacity);
+  const Matrix attended = first_rows(attended_, rows.capacity);
+  const Matrix qkv = qkv_[t][l];
+  normalise(h, layer.self_norm, x, rows);
+  linear(context_, {.x = x, .weight = layer.self_qkv.get(), .bias = layer.self_qkv.bias_data(), .y = qkv, .rows = rows});
+  if (layer.self_q_norm != nullptr) {
+    const std::int64_t kv = config.num_key_value_heads * config.head_dim;
+    head_norm(qkv.columns(0, config.d_attention()), layer.self_q_norm, config.num_attention_heads, rows);
+    head_norm(qkv.columns(config.d_attention(), kv), layer.self_k_norm, config.num_key_value_heads, rows);
+  }
+  SelfAttentionParams params{.step = step,
+                             .out = attended,
+                             .heads = config.num_attention_heads,
+                             .kv_heads = config.num_key_value_heads,
+                             .head_dim = config.head_dim,
+                             .scale = config.attention_scale,
+                             .rows = rows};
+  for (std::size_t s = 0; s <= t; ++s) params.qkv[s] = qkv_[s][l];
+  if (step > 0) {
+    for (std::size_t s = 0; s < t; ++s) params.ancestry[s] = inputs_.ancestry[t][s];
+  }
+  self_attention(context_, params);
+  project_out(attended, layer.self_o, h, rows);
+}
+
+void OneRecV2Pass::normalise(const Matrix& h, const DeviceArray* gamma, const Operand& out, const Extent& rows) {
+  rms_norm(context_, {.x = h,
+                      .gamma = gamma->floats(),
+                      .width = model_.config().hidden_size,
+                      .eps = model_.config().rms_norm_eps,
+                      .y = out.quantized() ? Matrix{} : out.values,
+                      .quantized = out.quantized() ? out : Operand{},
+                      .rows = rows});
+}
+
+void OneRecV2Pass::head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows) {
+  rms_norm(context_, {.x = x,
+                      .gamma = gamma->floats(),
+                      .width = model_.config().head_dim,
+                      .groups = heads,
+                      .eps = model_.config().rms_norm_eps,
+                      .y = x,
+                      .rows = rows});
+}
+
+void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows) {
+  Operand x = {.values = attended};
+  if (attended_x_.quantized()) {
+    x = first_rows(attended_x_, rows.capacity);
+    quantize(context_, {.x = attended, .quantized = x, .rows = rows});
+  }
+  linear(context_, {.x = x, .weight = layer.get(), .bias = layer.bias_data(), .residual = h, .y = h, .rows = rows});
+}
+
+}  // namespace onerec

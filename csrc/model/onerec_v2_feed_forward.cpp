@@ -1,0 +1,162 @@
+#include "model/onerec_v2_feed_forward.h"
+
+#include <algorithm>
+
+namespace onerec {
+namespace {
+
+constexpr const char* kActivations = "activations";
+
+// The same buffer seen as [rows, cols].
+Operand reshape(Operand operand, std::int64_t rows, std::int64_t cols) {
+  operand.values.rows = rows;
+  operand.values.cols = cols;
+  operand.values.stride = cols;
+  return operand;
+}
+
+Matrix reshape(Matrix matrix, std::int64_t rows, std::int64_t cols) {
+  matrix.rows = rows;
+  matrix.cols = cols;
+  matrix.stride = cols;
+  return matrix;
+}
+
+}  // namespace
+
+FeedForward::FeedForward(const OneRecV2& model, std::int64_t rows, OpContext& context, PassMemory& memory)
+    : model_(model), context_(context) {
+  const OneRecV2Config& config = model.config();
+  const Precision& precision = model.precision();
+  const DType dtype = precision.activation;
+  const std::int64_t d = config.hidden_size;
+  std::int64_t width = 0;
+  const LayerWeights* moe = nullptr;
+  for (const auto& layer : model.tensors().layers) {
+    width = std::max({width, layer.dense.width, layer.shared.width});
+    if (layer.moe) moe = &layer;
+  }
+  const ScaleKind kind = scale_kind_for(precision.linear);
+  if (width > 0) {
+    x_ = memory.operand(kActivations, kind, dtype, rows, d);
+    gate_up_ = memory.matrix(kActivations, dtype, rows, 2 * width);
+    hidden_ = memory.operand(kActivations, kind, dtype, rows, width);
+  }
+  if (moe == nullptr) return;
+
+  const ScaleKind expert_kind = scale_kind_for(precision.experts);
+  const std::int64_t top_k = config.num_experts_per_tok;
+  const std::int64_t sorted = rows * top_k;
+  router_x_ = memory.matrix(kActivations, dtype, rows, d);
+  expert_x_ = expert_kind == ScaleKind::kNone ? Operand{.values = router_x_} : memory.operand(kActivations, expert_kind, dtype, rows, d);
+  router_logits_ = memory.matrix(kActivations, DType::kF32, rows, moe->router.outputs);
+  selected_ = memory.array<std::int32_t>(kActivations, sorted);
+  weights_ = memory.array<float>(kActivations, sorted);
+  offsets_ = memory.array<std::int32_t>(kActivations, config.n_routed_experts + 1);
+  slots_ = memory.array<std::int32_t>(kActivations, sorted);
+  sources_ = memory.array<std::int32_t>(kActivations, sorted);
+  sorted_x_ = memory.operand(kActivations, expert_kind, dtype, sorted, d);
+  sorted_gate_up_ = memory.matrix(kActivations, dtype, sorted, 2 * moe->experts.width);
+  sorted_hidden_ = memory.operand(kActivations, expert_kind, dtype, sorted, moe->experts.width);
+  sorted_out_ = memory.matrix(kActivations, dtype, sorted, d);
+  if (moe->shared.width > 0) shared_out_ = memory.matrix(kActivations, dtype, rows, d);
+}
+
+void FeedForward::normalise(const Matrix& h, const LayerWeights& layer, const Matrix& y, const Operand& quantized, const Extent& rows) {
+  rms_norm(context_, {.x = h,
+                      .gamma = layer.ffn_norm->floats(),
+                      .width = model_.config().hidden_size,
+                      .eps = model_.config().rms_norm_eps,
+                      .y = y,
+                      .quantized = quantized,
+                      .rows = rows});
+}
+
+void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows) {
+  if (layer.moe) {
+    mixture(h, layer, rows);
+    return;
+  }
+  const bool quantized = x_.quantized();
+  normalise(h, layer, quantized ? Matrix{} : x_.values, quantized ? x_ : Operand{}, rows);
+  dense(h, layer.dense, x_, h, h, rows);
+}
+
+void FeedForward::dense(const Matrix& h, const FeedForwardWeights& weights, const Operand& x, const ConstMatrix& residual,
+                        const Matrix& out, const Extent& rows) {
+  const Matrix gate_up = reshape(gate_up_, h.rows, 2 * weights.width);
+  const Operand hidden = reshape(hidden_, h.rows, weights.width);
+  linear(context_, {.x = x, .weight = weights.gate_up.get(), .bias = weights.gate_up.bias_data(), .y = gate_up, .rows = rows});
+  swiglu(context_, {.gate_up = gate_up,
+                    .width = weights.width,
+                    .y = hidden.quantized() ? Matrix{} : hidden.values,
+                    .quantized = hidden.quantized() ? hidden : Operand{},
+                    .rows = rows});
+  linear(context_, {.x = hidden,
+                    .weight = weights.down.get(),
+                    .bias = weights.down.bias_data(),
+                    .residual = residual,
+                    .y = out,
+                    .rows = rows});
+}
+
+void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows) {
+  const OneRecV2Config& config = model_.config();
+  const std::int64_t d = config.hidden_size;
+  const std::int64_t top_k = config.num_experts_per_tok;
+  const std::int64_t sorted = rows.capacity * top_k;
+
+  normalise(h, layer, router_x_, expert_x_.quantized() ? expert_x_ : Operand{}, rows);
+  linear(context_, {.x = {.values = router_x_}, .weight = layer.router.get(), .y = router_logits_, .rows = rows});
+  route(context_, {.logits = router_logits_,
+                   .bias = layer.router_bias->floats(),
+                   .experts = config.n_routed_experts,
+                   .top_k = top_k,
+                   .score = config.scoring,
+                   .normalize = config.normalize,
+                   .scaling_factor = config.routed_scaling_factor,
+                   .selected = selected_,
+                   .weights = weights_,
+                   .offsets = offsets_,
+                   .slots = slots_,
+                   .sources = sources_,
+                   .rows = rows});
+  gather_rows(context_, {.x = expert_x_, .sources = sources_, .sorted = sorted_x_, .sorted_rows = {sorted, offsets_ + config.n_routed_experts}});
+  grouped_linear(context_, {.x = sorted_x_,
+                            .weight = layer.experts.gate_up.get(),
+                            .offsets = offsets_,
+                            .y = sorted_gate_up_,
+                            .rows_capacity = sorted});
+  swiglu(context_, {.gate_up = sorted_gate_up_,
+                    .width = layer.experts.width,
+                    .y = sorted_hidden_.quantized() ? Matrix{} : sorted_hidden_.values,
+                    .quantized = sorted_hidden_.quantized() ? sorted_hidden_ : Operand{},
+                    .rows = {sorted, offsets_ + config.n_routed_experts}});
+  grouped_linear(context_, {.x = sorted_hidden_,
+                            .weight = layer.experts.down.get(),
+                            .offsets = offsets_,
+                            .y = sorted_out_,
+                            .rows_capacity = sorted});
+
+  ConstMatrix shared;
+  if (layer.shared.width > 0) {
+    Operand x = {.values = router_x_};
+    if (x_.quantized()) {
+      // The experts' blocks do not serve the shared network, which scales per row: quantise the same norm values again.
+      normalise(h, layer, {}, x_, rows);
+      x = x_;
+    }
+    const Matrix out = reshape(shared_out_, rows.capacity, d);
+    dense(h, layer.shared, x, {}, out, rows);
+    shared = out;
+  }
+  moe_combine(context_, {.expert_out = sorted_out_,
+                         .slots = slots_,
+                         .weights = weights_,
+                         .top_k = top_k,
+                         .shared = shared,
+                         .h = h,
+                         .rows = rows});
+}
+
+}  // namespace onerec

@@ -1,0 +1,45 @@
+// The feed-forward sub-layer of a decoder block: dense SwiGLU, or a mixture of experts (arXiv 2412.19437, section 2.1.2).
+#pragma once
+
+#include "model/onerec_v2.h"
+#include "model/pass_memory.h"
+
+namespace onerec {
+
+class FeedForward {
+ public:
+  // `rows`: the most rows of any step.
+  FeedForward(const OneRecV2& model, std::int64_t rows, OpContext& context, PassMemory& memory);
+
+  // h += FFN(RMSNorm(h)) for the live rows.
+  void add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows);
+
+ private:
+  void dense(const Matrix& h, const FeedForwardWeights& weights, const Operand& x, const ConstMatrix& residual, const Matrix& out,
+             const Extent& rows);
+  void mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows);
+  void normalise(const Matrix& h, const LayerWeights& layer, const Matrix& y, const Operand& quantized, const Extent& rows);
+
+  const OneRecV2& model_;
+  OpContext& context_;
+  Operand x_;        // [rows, d]: input of dense and shared networks
+  Matrix gate_up_;   // [rows, 2 * width] of the widest dense or shared network
+  Operand hidden_;   // [rows, width]
+
+  // Mixture of experts: per row, then per (row, choice) sorted by expert.
+  Matrix router_x_;  // [rows, d], FP32 or BF16
+  Operand expert_x_;
+  Matrix router_logits_;
+  std::int32_t* selected_ = nullptr;
+  float* weights_ = nullptr;
+  std::int32_t* offsets_ = nullptr;
+  std::int32_t* slots_ = nullptr;
+  std::int32_t* sources_ = nullptr;
+  Operand sorted_x_;
+  Matrix sorted_gate_up_;
+  Operand sorted_hidden_;
+  Matrix sorted_out_;
+  Matrix shared_out_;
+};
+
+}  // namespace onerec

@@ -1,0 +1,57 @@
+// A backend: a device and one implementation of every op. Chosen once per engine.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "ops/beam_search.h"
+#include "ops/cross_attention.h"
+#include "ops/device.h"
+#include "ops/embed_context.h"
+#include "ops/embed_step.h"
+#include "ops/grouped_linear.h"
+#include "ops/linear.h"
+#include "ops/moe.h"
+#include "ops/quantize.h"
+#include "ops/rms_norm.h"
+#include "ops/self_attention.h"
+#include "ops/swiglu.h"
+
+namespace onerec {
+
+// Every op has `<op>_workspace`, the scratch bytes that it needs for these params (branching on capacities only), and `<op>` itself, which runs or records.
+// Params have been validated by ops/<op>.cpp.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual Device& device() = 0;
+  // Empty if this backend can pack and multiply such a weight, else the reason.
+  virtual std::string why_not(const LinearWeightSource& source) const = 0;
+  virtual std::unique_ptr<LinearWeight> pack_linear(const LinearWeightSource& source) = 0;
+
+  virtual std::size_t linear_workspace(const LinearParams&) const { return 0; }
+  virtual void linear(Stream&, const LinearParams&, Workspace) = 0;
+  virtual std::size_t grouped_linear_workspace(const GroupedLinearParams&) const { return 0; }
+  virtual void grouped_linear(Stream&, const GroupedLinearParams&, Workspace) = 0;
+  virtual void rms_norm(Stream&, const RmsNormParams&) = 0;
+  virtual void quantize(Stream&, const QuantizeParams&) = 0;
+  virtual void swiglu(Stream&, const SwigluParams&) = 0;
+  virtual std::size_t cross_attention_workspace(const CrossAttentionParams&) const { return 0; }
+  virtual void cross_attention(Stream&, const CrossAttentionParams&, Workspace) = 0;
+  virtual void self_attention(Stream&, const SelfAttentionParams&) = 0;
+  virtual void embed_context(Stream&, const EmbedContextParams&) = 0;
+  virtual void scatter_context(Stream&, const ScatterContextParams&) = 0;
+  virtual void embed_step(Stream&, const EmbedStepParams&) = 0;
+  virtual std::size_t route_workspace(const RouteParams&) const { return 0; }
+  virtual void route(Stream&, const RouteParams&, Workspace) = 0;
+  virtual void gather_rows(Stream&, const GatherRowsParams&) = 0;
+  virtual void moe_combine(Stream&, const MoeCombineParams&) = 0;
+  virtual void trie_filter(Stream&, const TrieFilterParams&) = 0;
+  virtual std::size_t beam_select_workspace(const BeamSelectParams&) const { return 0; }
+  virtual void beam_select(Stream&, const BeamSelectParams&, Workspace) = 0;
+  virtual std::size_t beam_force_workspace(const BeamForceParams&) const { return 0; }
+  virtual void beam_force(Stream&, const BeamForceParams&, Workspace) = 0;
+};
+
+}  // namespace onerec

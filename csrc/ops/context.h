@@ -1,0 +1,41 @@
+// What every op is issued with: the backend, the stream, scratch memory, and whether this pass only measures.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <string_view>
+
+#include "ops/device.h"
+#include "ops/operand.h"
+
+namespace onerec {
+
+class Backend;
+
+struct Workspace {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+};
+
+// Sees the left-hand side of every linear before it is multiplied; for tests and statistics, never while recording.
+class OperandTap {
+ public:
+  virtual ~OperandTap() = default;
+  // `rows`: live rows of `operand`. `weight`: the fused weight's name, such as "model.layers.0.self_attn.qkv_proj".
+  virtual void observe(std::string_view weight, const Operand& operand, std::int64_t rows) = 0;
+};
+
+// A plan is laid out by issuing every op twice: once measuring (validates, collects the largest scratch need, runs nothing) and once
+// for real or for a recording.
+struct OpContext {
+  Backend& backend;
+  Stream& stream;
+  Workspace workspace = {};
+  bool measuring = false;
+  std::size_t workspace_needed = 0;
+  OperandTap* tap = nullptr;
+
+  void need_workspace(std::size_t bytes) { workspace_needed = std::max(workspace_needed, bytes); }
+};
+
+}  // namespace onerec

@@ -1,0 +1,55 @@
+// What the engine needs of a device besides ops: memory, ordered execution, and recording of a fixed sequence of work.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+namespace onerec {
+
+// A block of device memory; freed on destruction. Aligned to kAlignment. Contents are undefined at first.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  virtual void* data() const = 0;
+  virtual std::size_t bytes() const = 0;
+};
+
+// An ordered queue of work on a device.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  // Waits until everything issued so far has been done. Throws StateError if the device failed.
+  virtual void synchronize() = 0;
+  // Copies between host and device in stream order. The host memory must stay untouched until a synchronize().
+  // On a recording stream the copy is recorded, with these addresses.
+  virtual void copy_to_device(void* device, const void* host, std::size_t bytes) = 0;
+  virtual void copy_to_host(void* host, const void* device, std::size_t bytes) = 0;
+  // Sets `bytes` bytes of device memory to `value`, in stream order.
+  virtual void fill(void* device, int value, std::size_t bytes) = 0;
+  // From here on, work issued to this stream is recorded instead of done, until end_recording().
+  virtual void begin_recording() = 0;
+  virtual std::unique_ptr<class Recording> end_recording() = 0;
+};
+
+// A recorded sequence of work: fixed addresses, fixed capacities; what varies is read from device memory.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  // Issues the whole sequence. Allocates nothing.
+  virtual void replay(Stream& stream) = 0;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual std::string name() const = 0;
+  virtual std::unique_ptr<Buffer> allocate(std::size_t bytes) = 0;
+  // Host memory that copies to and from the device fast.
+  virtual std::unique_ptr<Buffer> allocate_pinned(std::size_t bytes) = 0;
+  virtual std::unique_ptr<Stream> make_stream() = 0;
+  // Bytes that could still be allocated.
+  virtual std::size_t available_memory() const = 0;
+};
+
+}  // namespace onerec
