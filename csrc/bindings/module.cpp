@@ -44,7 +44,7 @@ std::map<std::string, std::string> build_information() {
           {"cuda", reason.empty() ? "on" : "off: " + reason}};
 }
 
-using Quantizer = void (*)(const float*, std::int64_t, std::int64_t, std::uint8_t*, float*);
+using Quantizer = void (*)(DType, const void*, std::int64_t, std::int64_t, std::uint8_t*, float*);
 
 py::tuple quantize_with(Quantizer quantizer, const py::array& values, std::vector<py::ssize_t> scales_shape) {
   const auto input = checked_array<float>("values", values, {-1, -1});
@@ -57,7 +57,7 @@ py::tuple quantize_with(Quantizer quantizer, const py::array& values, std::vecto
   const std::int64_t cols = input.shape(1);
   {
     const py::gil_scoped_release release;
-    quantizer(from, rows, cols, to, scale);
+    quantizer(DType::kF32, from, rows, cols, to, scale);
   }
   return py::make_tuple(codes, scales);
 }

@@ -24,10 +24,10 @@ struct PathwayConfig {
   bool items = false;  // tokens are catalogue items: semantic-id embeddings come first
   std::int64_t max_tokens = 1;
   bool positions = false;  // has a position table of max_tokens rows
-  std::vector<std::int64_t> hidden_sizes;
+  std::vector<std::int64_t> hidden_sizes = {};
   float negative_slope = 0.01f;
   bool bias = false;
-  std::vector<PathwayField> fields;
+  std::vector<PathwayField> fields = {};
 
   std::int64_t num_categorical() const;
   std::int64_t num_dense() const;  // dense columns, all fields together

@@ -215,7 +215,7 @@ void WeightTable::set_linear(Entry& entry, const TensorSource& source) {
       read_floats(source, 0, part.rows * part.cols, dense.data());
       own_codes.resize(dense.size());
       own_scales.resize(static_cast<std::size_t>(block ? scale_blocks(part.rows) * part_col_blocks : part.rows));
-      (block ? quantize_block : quantize_channel)(dense.data(), part.rows, part.cols, own_codes.data(), own_scales.data());
+      (block ? quantize_block : quantize_channel)(DType::kF32, dense.data(), part.rows, part.cols, own_codes.data(), own_scales.data());
       codes = own_codes.data();
       scales = own_scales.data();
     }

@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "ops/context.h"
+#include "ops/linear.h"
 #include "ops/operand.h"
 
 namespace onerec {
@@ -34,6 +35,10 @@ void check_quantized(const char* op, const char* name, const Operand& operand, S
 
 // The scale kind is kPerRow or kPerBlock, and check_quantized.
 void check_quantized(const char* op, const char* name, const Operand& operand, std::int64_t rows, std::int64_t cols);
+
+// `x` is what a linear of this weight multiplies: its inputs wide, and of its dtype, or coded the way that its format
+// asks for.
+void check_linear_input(const char* op, const Operand& x, const LinearWeight& weight, std::int64_t rows);
 
 // The bytes of the first `rows` rows of `a` and `b` do not overlap (columns of one matrix side by side do not). Asks
 // nothing while measuring: the addresses of a measuring arena repeat.

@@ -1,0 +1,27 @@
+# onerec_layer(<name> SOURCES <glob>... [EXCLUDE <regex>] [ADD <file>...] [LINK <target>...])
+#
+# A static library from every file that matches. A layer that consists of headers alone becomes an INTERFACE library.
+# Sets <name>_scope to the keyword (PUBLIC or INTERFACE) with which the caller may add usage requirements.
+function(onerec_layer name)
+  cmake_parse_arguments(PARSE_ARGV 1 layer "" "EXCLUDE" "SOURCES;ADD;LINK")
+  file(GLOB sources CONFIGURE_DEPENDS ${layer_SOURCES})
+  if(layer_EXCLUDE)
+    list(FILTER sources EXCLUDE REGEX "${layer_EXCLUDE}")
+  endif()
+  foreach(file IN LISTS layer_ADD)
+    if(EXISTS "${PROJECT_SOURCE_DIR}/${file}")
+      list(APPEND sources "${file}")
+    endif()
+  endforeach()
+
+  if(sources)
+    add_library(${name} STATIC ${sources})
+    target_link_libraries(${name} PRIVATE $<BUILD_INTERFACE:onerec_flags>)
+    set(scope PUBLIC)
+  else()
+    add_library(${name} INTERFACE)
+    set(scope INTERFACE)
+  endif()
+  target_link_libraries(${name} ${scope} ${layer_LINK})
+  set(${name}_scope ${scope} PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,45 @@
+#include "ops/rms_norm.h"
+
+#include "core/error.h"
+#include "ops/backend.h"
+#include "ops/checks.h"
+
+namespace onerec {
+namespace {
+
+constexpr const char* kOp = "rms_norm";
+
+void check(const OpContext& context, const RmsNormParams& p) {
+  check_at_least(kOp, "width", p.width, 1);
+  check_at_least(kOp, "groups", p.groups, 1);
+  check_extent(kOp, "rows", p.rows);
+  require(p.eps >= 0.0f, "[rms_norm] got eps = ", p.eps,
+          ", want a number that is not negative. Correct the configuration.");
+  check_pointer(kOp, "gamma", p.gamma);
+  const std::int64_t rows = p.rows.capacity;
+  const std::int64_t cols = p.groups * p.width;
+  check_matrix(kOp, "x", p.x, {DType::kF32, DType::kBF16}, rows, cols);
+  const Matrix& codes = p.quantized.values;
+  require(p.y.data != nullptr || codes.data != nullptr || rows == 0,
+          "[rms_norm] got neither y nor quantized, want at least one output. Pass its address.");
+  if (p.y.data != nullptr) {
+    check_matrix(kOp, "y", p.y, {DType::kF32, DType::kBF16}, rows, cols);
+    check_same_or_apart(context, kOp, "x", p.x, "y", p.y, rows);
+  }
+  if (codes.data != nullptr) {
+    require(p.groups == 1, "[rms_norm] got ", p.groups,
+            " groups with quantized output, want 1. Quantise in a second step.");
+    check_quantized(kOp, "quantized", p.quantized, rows, cols);
+    check_apart(context, kOp, "x", p.x, "quantized", codes, rows);
+    if (p.y.data != nullptr) check_apart(context, kOp, "y", p.y, "quantized", codes, rows);
+  }
+}
+
+}  // namespace
+
+void rms_norm(OpContext& context, const RmsNormParams& params) {
+  check(context, params);
+  if (workspace_ready(context, kOp, 0)) context.backend.rms_norm(context.stream, params);
+}
+
+}  // namespace onerec

@@ -1,0 +1,111 @@
+"""Evaluates every precision over all test users, compares them user by user, and writes docs/accuracy.md.
+
+    python profiling/accuracy.py --data beauty.npz --moe-checkpoint DIR
+
+Each precision's answers are kept in the cache folder, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accuracy_report import compare, page
+from accuracy_runs import Run, Setting, check_targets, run
+
+from onerec_engine.cli.options import checkpoint_path
+from onerec_engine.config import OneRecV2Config, load_config
+from onerec_engine.evaluation import Interactions, sample_users
+
+ROOT = Path(__file__).resolve().parent.parent
+DENSE = ("fp32", "bf16", "fp8")
+MOE = ("fp32", "bf16", "fp8", "fp8_channel")
+
+
+def main() -> int:
+    args = _arguments()
+    split = Interactions.load(args.data).split("test")
+    users = sample_users(len(split), args.users, args.seed)
+    models = [("Dense model", checkpoint_path(args), DENSE)]
+    if args.moe_checkpoint:
+        models.append(("Mixture of experts", Path(args.moe_checkpoint), MOE))
+    report: dict[str, Any] = {
+        "command": "python profiling/accuracy.py --data beauty.npz"
+        + (" --moe-checkpoint DIR" if args.moe_checkpoint else ""),
+        "users": int(users.size),
+        "beam_width": args.beam_width,
+        "models": [],
+    }
+    for title, checkpoint, precisions in models:
+        setting = Setting(
+            checkpoint, Path(args.data), Path(args.cache), split, users, args.beam_width, args.batch_size, args.threads
+        )
+        report["models"].append(_evaluate(setting, title, precisions))
+    _write(Path(args.json), json.dumps(report, indent=2) + "\n")
+    text = page(report)
+    _write(Path(args.page), text)
+    print(text)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="interactions (.npz)")
+    parser.add_argument("--checkpoint", help="the dense model (default: the bundled one)")
+    parser.add_argument("--moe-checkpoint", help="a mixture of experts trained on the same data")
+    parser.add_argument("--users", type=int, help="a seeded sample of users (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--beam-width", type=int, default=64, help="at least 50 (default: 64)")
+    parser.add_argument("--batch-size", type=int, default=64, help="users per call")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--cache", default=str(ROOT / "build/accuracy"), help="where answers are kept")
+    parser.add_argument("--page", default=str(ROOT / "docs/accuracy.md"), help="the page to write")
+    parser.add_argument("--json", default=str(ROOT / "profiling/results/accuracy.json"), help="the figures")
+    args = parser.parse_args()
+    if args.beam_width < 50:
+        parser.error("the beam sets are compared at 50: want --beam-width of at least 50")
+    return args
+
+
+def _evaluate(setting: Setting, title: str, precisions: tuple[str, ...]) -> dict[str, Any]:
+    config = load_config(setting.checkpoint)
+    baseline: Run | None = None
+    results = []
+    for precision in precisions:
+        answers = run(setting, precision, baseline)
+        baseline = baseline or answers
+        results.append(compare(answers, baseline))
+    return {"title": title, "description": _describe(config, setting), "results": results}
+
+
+def _describe(config: OneRecV2Config, setting: Setting) -> str:
+    from onerec_engine.catalogue import Catalogue
+    from onerec_engine.weights import expected_tensors
+
+    catalogue = Catalogue.load(setting.checkpoint, codebook_sizes=config.codebook_sizes)
+    parameters = sum(int(np.prod(spec.shape)) for spec in expected_tensors(config))
+    text = (
+        f"{parameters / 1e6:.2f} M parameters, {config.num_hidden_layers} layers of width {config.hidden_size}, "
+        f"{len(catalogue):,} items of {config.levels} codes."
+    )
+    if config.n_routed_experts:
+        text += (
+            f" {config.n_routed_experts} routed experts and {config.n_shared_experts} shared, "
+            f"{config.num_experts_per_tok} per token, {config.first_k_dense_replace} leading dense layers. "
+            "FP8 quantises the experts' activations per 1 x 128 and their weights per 128 x 128."
+        )
+    unknown = check_targets(setting.split, setting.users, catalogue)
+    return text + (f" {unknown} users' targets are not in the catalogue." if unknown else "")
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Processes that answer the same requests in different ways; `protocol` is what they have in common."""

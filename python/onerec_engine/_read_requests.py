@@ -1,0 +1,131 @@
+"""A list of `Request` as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onerec_engine._arrays import Ints, as_floats, as_ints, offsets_of
+from onerec_engine._columns import HISTORY, UNSET, Columns, Feature, Ragged, Schema, Settings, read_count, read_widths
+from onerec_engine._json import quote
+from onerec_engine.config import CategoricalField
+from onerec_engine.request import Request
+
+__all__ = ["read_requests"]
+
+
+def read_requests(batch: Iterable[Request], schema: Schema, settings: Settings) -> Columns:
+    """Reads requests; values are checked by `check_columns`.
+
+    Raises:
+        ValueError: for anything of a wrong kind or length; names the request's index.
+    """
+    requests = _listed(batch)
+    _check_names(requests, schema)
+    size = len(requests)
+    sources = {HISTORY: _ragged([_ids(r.history, b, HISTORY) for b, r in enumerate(requests)])}
+    for source in schema.sources[1:]:
+        sources[source] = _ragged([_ids(_get(r, source, b), b, source) for b, r in enumerate(requests)])
+    return Columns(
+        size=size,
+        sources=sources,
+        features={f.key: _feature(requests, f, sources) for f in schema.features},
+        exclude=_ragged([_ids(r.exclude, b, "exclude") for b, r in enumerate(requests)]),
+        widths=_widths(requests, schema, settings),
+        num_results=np.array(
+            [
+                UNSET if r.num_results is None else read_count(r.num_results, f"[batch] request {b}: num_results")
+                for b, r in enumerate(requests)
+            ],
+            np.int64,
+        ),
+        constrained=_flags(requests, lambda r: r.constrained, settings.constrained),
+        exclude_history=_flags(requests, lambda r: r.exclude_history, settings.exclude_history),
+        request_ids=[r.request_id for r in requests],
+    )
+
+
+def _listed(batch: Iterable[Request]) -> list[Request]:
+    if isinstance(batch, (Request, Mapping, str, bytes)) or not isinstance(batch, Iterable):
+        got = type(batch).__name__
+        raise ValueError(f"[batch] got a {got}, want a list of requests or a dict of arrays. Put it into a list.")
+    requests = list(batch)
+    for b, request in enumerate(requests):
+        if not isinstance(request, Request):
+            raise ValueError(f"[batch] request {b}: got a {type(request).__name__}, want a Request.")
+    return requests
+
+
+def _check_names(requests: list[Request], schema: Schema) -> None:
+    keys = schema.keys
+    for b, request in enumerate(requests):
+        if not request.features:
+            continue
+        if not isinstance(request.features, Mapping):
+            got = type(request.features).__name__
+            raise ValueError(f"[batch] request {b}: got features of type {got}, want a dict.")
+        if unknown := [name for name in request.features if name not in keys]:
+            raise ValueError(f"[batch] request {b}: got unknown features {quote(unknown)}, want some of {keys}.")
+
+
+def _get(request: Request, key: str, b: int) -> Any:
+    if key not in request.features:
+        raise ValueError(f"[batch] request {b}: lacks the feature {key!r}. Add it; a list of items may be empty.")
+    return request.features[key]
+
+
+def _ids(value: Any, b: int, name: str) -> Ints:
+    ids = as_ints(value, f"[batch] request {b}: {name}")
+    if ids.ndim != 1:
+        raise ValueError(f"[batch] request {b}: {name}: got shape {list(ids.shape)}, want a flat list of item ids.")
+    return ids
+
+
+def _ragged(parts: list[Ints]) -> Ragged:
+    values = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    return Ragged(values, offsets_of([part.size for part in parts]))
+
+
+def _feature(requests: list[Request], feature: Feature, sources: dict[str, Ragged]) -> npt.NDArray[Any]:
+    """All requests' values of one field, int64 [T] or float32 [T, dim]."""
+    categorical = isinstance(feature.field, CategoricalField)
+    dim = 1 if isinstance(feature.field, CategoricalField) else feature.field.dim
+    aligned = feature.source is not None
+    lengths = np.diff(sources[feature.source].offsets).tolist() if feature.source else [1] * len(requests)
+    parts: list[npt.NDArray[Any]] = [np.empty((0, dim), np.int64 if categorical else np.float32)]
+    for b, (request, length) in enumerate(zip(requests, lengths, strict=True)):
+        if length == 0 and feature.key not in request.features:
+            continue
+        what = f"[batch] request {b}: {feature.key}"
+        given = _get(request, feature.key, b)
+        values = as_ints(given, what) if categorical else as_floats(given, what)
+        if not _fits(values.shape, length, dim, aligned=aligned):
+            want = f"{length} values" if aligned else "one value"
+            each = f" of {dim} numbers" if dim > 1 else ""
+            raise ValueError(f"{what}: got shape {list(values.shape)}, want {want}{each}.")
+        parts.append(values.reshape(length, dim))
+    out = np.concatenate(parts)
+    return out[:, 0] if categorical else out
+
+
+def _fits(shape: tuple[int, ...], length: int, dim: int, *, aligned: bool) -> bool:
+    """Whether values of that shape are `length` times `dim` numbers; axes of length 1 may be left out."""
+    if shape == (length, dim) or (dim == 1 and shape == (length,)) or (length == 0 and shape == (0,)):
+        return True
+    return not aligned and (shape == (dim,) or (dim == 1 and shape == ()))
+
+
+def _widths(requests: list[Request], schema: Schema, settings: Settings) -> Ints:
+    out = np.empty((len(requests), schema.levels), np.int64)
+    out[:] = settings.widths
+    for b, request in enumerate(requests):
+        if request.beam_width is not None:
+            out[b] = read_widths(request.beam_width, schema.levels, f"[batch] request {b}: beam_width")
+    return out
+
+
+def _flags(requests: list[Request], get: Callable[[Request], Any], default: bool) -> npt.NDArray[np.bool_]:
+    return np.array([default if (flag := get(r)) is None else bool(flag) for r in requests], np.bool_)

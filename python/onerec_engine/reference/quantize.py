@@ -1,0 +1,100 @@
+"""E4M3 and BF16 rounding, and the dynamic quantisers built on it (docs/numerics.md)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = [
+    "BLOCK",
+    "E4M3_MAX",
+    "dequantize_e4m3",
+    "quantize_block_128x128",
+    "quantize_row_blocks",
+    "quantize_rows",
+    "round_bf16",
+    "to_e4m3",
+]
+
+E4M3_MAX = 448.0
+BLOCK = 128
+_MIN_SCALE = 1e-12
+
+
+def round_bf16(x: Tensor) -> Tensor:
+    """Rounds FP32 values to BF16, nearest even, and returns them as FP32 (any shape)."""
+    return x.to(torch.bfloat16).to(torch.float32)
+
+
+def to_e4m3(x: Tensor) -> Tensor:
+    """E4M3 codes of FP32 values: nearest even, saturating at +-448, NaN stays NaN.
+
+    Args:
+        x: float32, any shape.
+
+    Returns:
+        uint8 codes S.EEEE.MMM of the same shape.
+    """
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8)
+
+
+def dequantize_e4m3(codes: Tensor) -> Tensor:
+    """The FP32 values of uint8 E4M3 codes, without any scale."""
+    return codes.contiguous().view(torch.float8_e4m3fn).to(torch.float32)
+
+
+def _scale(amax: Tensor) -> Tensor:
+    return (amax / E4M3_MAX).clamp(min=_MIN_SCALE)
+
+
+def _amax(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    return x.abs().amax(dim)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """One scale per row: per token for activations, per output channel for weights.
+
+    Args:
+        x: float32 [M, K].
+
+    Returns:
+        uint8 codes [M, K] and float32 scales [M], x ~ e4m3(codes) * scales[:, None].
+    """
+    if x.shape[1] == 0:
+        return torch.empty_like(x, dtype=torch.uint8), _scale(x.new_zeros(x.shape[0]))
+    scale = _scale(_amax(x, 1))
+    return to_e4m3(x * (1.0 / scale)[:, None]), scale
+
+
+def quantize_row_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
+    """One scale per 128 consecutive columns of a row; the last block may be shorter.
+
+    Args:
+        x: float32 [M, K].
+
+    Returns:
+        uint8 codes [M, K] and float32 scales [M, ceil(K / 128)].
+    """
+    rows, columns = x.shape
+    blocks = functional.pad(x, (0, -columns % BLOCK)).view(rows, -1, BLOCK)
+    scale = _scale(_amax(blocks, 2))
+    codes = to_e4m3(blocks * (1.0 / scale)[:, :, None])
+    return codes.reshape(rows, -1)[:, :columns].contiguous(), scale
+
+
+def quantize_block_128x128(w: Tensor) -> tuple[Tensor, Tensor]:
+    """One scale per 128 x 128 block of a weight; edge blocks may be smaller.
+
+    Args:
+        w: float32 [N, K].
+
+    Returns:
+        uint8 codes [N, K] and float32 scales [ceil(N / 128), ceil(K / 128)].
+    """
+    n, k = w.shape
+    padded = functional.pad(w, (0, -k % BLOCK, 0, -n % BLOCK))
+    blocks = padded.view(padded.shape[0] // BLOCK, BLOCK, padded.shape[1] // BLOCK, BLOCK)
+    scale = _scale(_amax(blocks, (1, 3)))
+    codes = to_e4m3(blocks * (1.0 / scale)[:, None, :, None])
+    return codes.reshape(padded.shape)[:n, :k].contiguous(), scale

@@ -1,0 +1,52 @@
+// Test memory that notices stray writes: guard bytes on both sides, contents poisoned until they are written.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "core/arena.h"
+
+namespace onerec::test {
+
+// Every byte of a fresh buffer: a NaN in each floating-point type, -1 in signed integers.
+inline constexpr unsigned char kPoison = 0xff;
+
+// Aligned to kAlignment, like device memory.
+class GuardedBuffer {
+ public:
+  explicit GuardedBuffer(std::size_t bytes)
+      : bytes_(bytes), block_(std::aligned_alloc(kAlignment, kGuard + align_up(bytes + kGuard)), &std::free) {
+    std::memset(data() - kGuard, kGuardByte, kGuard);
+    std::memset(data() + bytes_, kGuardByte, kGuard);
+    poison();
+  }
+
+  unsigned char* data() const { return static_cast<unsigned char*>(block_.get()) + kGuard; }
+  std::size_t bytes() const { return bytes_; }
+
+  void poison() { std::memset(data(), kPoison, bytes_); }
+  std::vector<unsigned char> snapshot() const { return {data(), data() + bytes_}; }
+  void restore(const std::vector<unsigned char>& contents) { std::memcpy(data(), contents.data(), contents.size()); }
+
+  bool guards_intact() const {
+    const auto intact = [](const unsigned char* begin) {
+      return std::all_of(begin, begin + kGuard, [](unsigned char byte) { return byte == kGuardByte; });
+    };
+    return intact(data() - kGuard) && intact(data() + bytes_);
+  }
+
+ private:
+  static constexpr std::size_t kGuard = kAlignment;
+  static constexpr unsigned char kGuardByte = 0xa5;
+
+  std::size_t bytes_;
+  std::unique_ptr<void, decltype(&std::free)> block_;
+};
+
+}  // namespace onerec::test

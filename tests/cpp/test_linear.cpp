@@ -1,0 +1,354 @@
+// linear: against float64, in every format, with every epilogue, for live counts below the capacity, and its refusals.
+#include "ops/linear.h"
+
+#include <gtest/gtest.h>
+
+#include <optional>
+#include <string>
+
+#include "support/oracle.h"
+#include "support/runner.h"
+#include "support/weights.h"
+
+namespace onerec {
+namespace {
+
+using test::Dot;
+using test::Random;
+using test::Runner;
+using test::TestArray;
+using test::TestInput;
+using test::TestMatrix;
+using test::TestWeight;
+
+enum class Residual { kNone, kInPlace, kApart };
+
+struct Case {
+  WeightFormat format = WeightFormat::kDense;
+  DType dtype = DType::kF32;  // of the weight
+  DType out = DType::kF32;
+  std::int64_t rows = 1;
+  std::int64_t live = -1;  // -1: no count
+  std::int64_t inputs = 1;
+  std::int64_t outputs = 1;
+  bool bias = false;
+  Activation activation = Activation::kNone;
+  Residual residual = Residual::kNone;
+  std::int64_t padding = 0;
+  int threads = 2;
+};
+
+void check(const Case& c) {
+  SCOPED_TRACE(concat(c.rows, " (", c.live, " live) x ", c.inputs, " -> ", c.outputs, " format ",
+                      static_cast<int>(c.format), " ", name_of(c.dtype), " -> ", name_of(c.out), " bias ", c.bias,
+                      " leaky ", c.activation == Activation::kLeakyRelu, " residual ", static_cast<int>(c.residual)));
+  Random random(7);
+  Runner runner(c.threads);
+  const TestWeight weight(runner.backend(), random, c.format, c.dtype, 1, c.outputs, c.inputs);
+  const TestInput x(random, c.format, c.dtype, c.rows, c.inputs, c.padding);
+  const TestArray<float> bias = test::random_floats(random, c.outputs);
+  const TestMatrix residual = test::random_matrix(random, c.out, c.rows, c.outputs, 2.0f, c.padding);
+  TestMatrix y(c.out, c.rows, c.outputs, c.padding);
+  if (c.residual == Residual::kInPlace) y.restore(residual.snapshot());
+  const std::vector<unsigned char> before = y.snapshot();
+  const TestArray<std::int32_t> count({static_cast<std::int32_t>(c.live)});
+
+  const LinearParams params{.x = x.view(),
+                            .weight = weight.packed(),
+                            .bias = c.bias ? bias.get() : nullptr,
+                            .residual = c.residual == Residual::kNone      ? ConstMatrix{}
+                                        : c.residual == Residual::kInPlace ? ConstMatrix(y.view())
+                                                                           : ConstMatrix(residual.view()),
+                            .y = y.view(),
+                            .activation = c.activation,
+                            .negative_slope = 0.125f,
+                            .rows = {c.rows, c.live < 0 ? nullptr : count.get()}};
+  runner.run([&](OpContext& context) { linear(context, params); }, {&y});
+
+  TestMatrix untouched(c.out, c.rows, c.outputs, c.padding);
+  untouched.restore(before);
+  for (std::int64_t r = 0; r < c.rows; ++r) {
+    if (c.live >= 0 && r >= c.live) {
+      ASSERT_EQ(y.row_bytes(r), untouched.row_bytes(r)) << "row " << r << " is not live";
+      continue;
+    }
+    for (std::int64_t n = 0; n < c.outputs; ++n) {
+      Dot sum = test::dot(x, r, weight, 0, n, c.inputs);
+      double want = sum.sum + (c.bias ? bias[n] : 0.0f);
+      if (c.activation == Activation::kLeakyRelu && want < 0.0) want *= 0.125;
+      if (c.residual != Residual::kNone) want += residual.get(r, n);
+      // Bias and residual are added in FP32.
+      sum.slack += 4 * test::rounding_error(DType::kF32, std::abs(want) + std::abs(sum.sum) + 4.0);
+      test::expect_close(c.out, y.get(r, n), want, sum.slack, "y", r, n);
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+struct Format {
+  WeightFormat format;
+  DType dtype;
+  DType out;
+};
+
+constexpr Format kFormats[] = {
+    {WeightFormat::kDense, DType::kF32, DType::kF32},        {WeightFormat::kDense, DType::kF32, DType::kBF16},
+    {WeightFormat::kDense, DType::kBF16, DType::kBF16},      {WeightFormat::kDense, DType::kBF16, DType::kF32},
+    {WeightFormat::kFp8Channel, DType::kE4M3, DType::kBF16}, {WeightFormat::kFp8Channel, DType::kE4M3, DType::kF32}};
+
+Case with(const Format& format, Case c) {
+  c.format = format.format;
+  c.dtype = format.dtype;
+  c.out = format.out;
+  return c;
+}
+
+class Linear : public testing::TestWithParam<Format> {};
+
+TEST_P(Linear, Shapes) {
+  for (const std::int64_t rows : {0, 1, 2, 31, 67}) {
+    for (const auto& [inputs, outputs] :
+         {std::pair<std::int64_t, std::int64_t>{1, 1}, {13, 37}, {64, 256}, {131, 521}, {256, 16}}) {
+      check(with(GetParam(), {.rows = rows, .inputs = inputs, .outputs = outputs}));
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(Linear, RealShapes) {
+  check(with(GetParam(), {.rows = 300, .inputs = 256, .outputs = 768, .bias = true}));
+  check(with(GetParam(), {.rows = 65, .inputs = 640, .outputs = 640, .residual = Residual::kInPlace}));
+}
+
+TEST_P(Linear, Epilogues) {
+  for (const bool bias : {false, true}) {
+    for (const Activation activation : {Activation::kNone, Activation::kLeakyRelu}) {
+      for (const Residual residual : {Residual::kNone, Residual::kInPlace, Residual::kApart}) {
+        check(with(GetParam(), {.rows = 35,
+                                .inputs = 48,
+                                .outputs = 300,
+                                .bias = bias,
+                                .activation = activation,
+                                .residual = residual,
+                                .padding = 3}));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(Linear, RowsBehindTheLiveOnesAreLeftAlone) {
+  for (const std::int64_t live : {0, 1, 15, 16, 33, 130, 300}) {
+    for (const int threads : {1, 2}) {
+      check(with(GetParam(), {.rows = 300,
+                              .live = live,
+                              .inputs = 40,
+                              .outputs = 72,
+                              .bias = true,
+                              .residual = Residual::kInPlace,
+                              .threads = threads}));
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// Row r of a batch of any size has the bits of row r alone, and the thread count does not matter.
+TEST_P(Linear, RowsDoNotDependOnTheBatch) {
+  const Format format = GetParam();
+  for (const auto& [inputs, outputs] :
+       {std::pair<std::int64_t, std::int64_t>{256, 256}, {640, 328}, {2560, 640}, {13, 37}}) {
+    SCOPED_TRACE(concat(inputs, " -> ", outputs));
+    constexpr std::int64_t kRows = 700;
+    Random random(11);
+    std::optional<std::vector<unsigned char>> first;
+    for (const int threads : {1, 2, 3}) {
+      Runner runner(threads);
+      Random same(11);
+      const TestWeight weight(runner.backend(), same, format.format, format.dtype, 1, outputs, inputs);
+      const TestInput x(same, format.format, format.dtype, kRows, inputs);
+      const TestMatrix h = test::random_matrix(same, format.out, kRows, outputs);
+      for (const std::int64_t capacity : {kRows, std::int64_t{300}, std::int64_t{64}, std::int64_t{1}}) {
+        for (const std::int32_t live : {1, 2, 3, 7, 16, 33, 64, 100, 255, 256, 300, 511, 700}) {
+          if (live > capacity) continue;
+          TestMatrix y(format.out, kRows, outputs);
+          y.restore(h.snapshot());
+          const TestArray<std::int32_t> count({live});
+          runner.run_once([&](OpContext& context) {
+            linear(context, {.x = x.view(),
+                             .weight = weight.packed(),
+                             .residual = y.view(),
+                             .y = y.view(),
+                             .rows = {capacity, count.get()}});
+          });
+          if (!first) {
+            TestMatrix whole(format.out, kRows, outputs);
+            whole.restore(h.snapshot());
+            runner.run_once([&](OpContext& context) {
+              linear(context, {.x = x.view(),
+                               .weight = weight.packed(),
+                               .residual = whole.view(),
+                               .y = whole.view(),
+                               .rows = {kRows}});
+            });
+            first = whole.snapshot();
+          }
+          const std::vector<unsigned char> got = y.snapshot();
+          const auto bytes =
+              static_cast<std::ptrdiff_t>(live * outputs) * static_cast<std::ptrdiff_t>(size_of(format.out));
+          ASSERT_TRUE(std::equal(got.begin(), got.begin() + bytes, first->begin()))
+              << live << " rows, capacity " << capacity << ", " << threads << " threads";
+        }
+      }
+    }
+  }
+}
+
+std::string name_of_format(const testing::TestParamInfo<Format>& info) {
+  return concat(info.param.format == WeightFormat::kDense ? "dense_" : "channel_", name_of(info.param.dtype), "_to_",
+                name_of(info.param.out));
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, Linear, testing::ValuesIn(kFormats), name_of_format);
+
+// One rounding: the FP8 result is the rounded FP32 one, scales in the documented order.
+TEST(LinearNumerics, Fp8ScalesTheSumByColumnThenByRow) {
+  Runner runner;
+  const std::uint8_t code = to_e4m3(1.0f);
+  const float weight_scale = 0.1f;
+  const auto weight = runner.backend().pack_linear({.name = "w",
+                                                    .outputs = 1,
+                                                    .inputs = 1,
+                                                    .format = WeightFormat::kFp8Channel,
+                                                    .dtype = DType::kE4M3,
+                                                    .values = &code,
+                                                    .scales = &weight_scale});
+  TestArray<std::uint8_t> x({to_e4m3(3.0f)});
+  TestArray<float> scale({0.7f});
+  TestMatrix y(DType::kF32, 1, 1);
+  runner.run_once([&](OpContext& context) {
+    linear(context, {.x = {.values = {x.get(), DType::kE4M3, 1, 1, 1},
+                           .scale_kind = ScaleKind::kPerRow,
+                           .scales = scale.get(),
+                           .scale_stride = 1},
+                     .weight = weight.get(),
+                     .y = y.view(),
+                     .rows = {1}});
+  });
+  EXPECT_EQ(y.get(0, 0), 0.7f * (0.1f * 3.0f));
+}
+
+class Tap final : public OperandTap {
+ public:
+  void observe(std::string_view weight, const Operand& operand, std::int64_t rows) override {
+    seen = concat(weight, " ", rows, " x ", operand.values.cols);
+  }
+  std::string seen;
+};
+
+TEST(LinearContract, TheTapSeesLiveRows) {
+  Runner runner(1);
+  Random random(1);
+  const TestWeight weight(runner.backend(), random, WeightFormat::kDense, DType::kF32, 1, 4, 8);
+  const TestInput x(random, WeightFormat::kDense, DType::kF32, 5, 8);
+  TestMatrix y(DType::kF32, 5, 4);
+  const TestArray<std::int32_t> count({3});
+  Tap tap;
+  OpContext context{.backend = runner.backend(), .stream = runner.stream(), .tap = &tap};
+  const LinearParams params{.x = x.view(), .weight = weight.packed(), .y = y.view(), .rows = {5, count.get()}};
+  context.measuring = true;
+  linear(context, params);
+  EXPECT_EQ(tap.seen, "");
+  const test::GuardedBuffer workspace(context.workspace_needed);
+  context.workspace = {workspace.data(), workspace.bytes()};
+  context.measuring = false;
+  linear(context, params);
+  EXPECT_EQ(tap.seen, "test.weight 3 x 8");
+}
+
+TEST(LinearContract, RefusesWhatItCannotDo) {
+  Runner runner(1);
+  Random random(1);
+  const TestWeight weight(runner.backend(), random, WeightFormat::kDense, DType::kF32, 1, 16, 8);
+  const TestWeight coded(runner.backend(), random, WeightFormat::kFp8Channel, DType::kE4M3, 1, 16, 8);
+  const TestWeight blocks(runner.backend(), random, WeightFormat::kFp8Block, DType::kE4M3, 1, 16, 8);
+  const TestWeight stack(runner.backend(), random, WeightFormat::kDense, DType::kF32, 2, 16, 8);
+  const TestInput x(random, WeightFormat::kDense, DType::kF32, 4, 8);
+  const TestInput x_coded(random, WeightFormat::kFp8Channel, DType::kE4M3, 4, 8);
+  TestMatrix y(DType::kF32, 4, 16);
+  const LinearParams good{.x = x.view(), .weight = weight.packed(), .y = y.view(), .rows = {4}};
+  const auto refusal = [&](auto&& change) {
+    LinearParams params = good;
+    change(params);
+    return runner.refusal([&](OpContext& context) { linear(context, params); });
+  };
+  EXPECT_EQ(refusal([](LinearParams&) {}), "");
+  EXPECT_EQ(refusal([](LinearParams& p) { p.x.values.cols = 7; }),
+            "[linear] got x of 7 columns, want 8 (the inputs of weight 'test.weight'). Pad x, or pass the weight that "
+            "belongs to it.");
+  EXPECT_EQ(refusal([](LinearParams& p) { p.y.cols = 15; }),
+            "[linear] got y of 15 columns, want 16. Pass a matrix of that width.");
+  EXPECT_EQ(refusal([](LinearParams& p) { p.y.dtype = DType::kI32; }),
+            "[linear] got y of int32, want float32 or bfloat16. Convert it, or correct the view.");
+  EXPECT_EQ(refusal([](LinearParams& p) { p.x.values.dtype = DType::kBF16; }),
+            "[linear] got x of bfloat16, want float32. Convert it, or correct the view.");
+  EXPECT_EQ(refusal([](LinearParams& p) { p.rows.capacity = 5; }),
+            "[linear] got x of 4 rows, want at least 5. Pass a matrix that holds the extent's capacity.");
+  EXPECT_EQ(refusal([](LinearParams& p) { p.y.stride = 15; }),
+            "[linear] got y with stride 15, want at least its 16 columns. Correct the stride, which is in elements.");
+  EXPECT_EQ(refusal([](LinearParams& p) { p.x.values.data = nullptr; }),
+            "[linear] got no data for x, want 4 x 8 elements. Pass their address.");
+  EXPECT_EQ(refusal([](LinearParams& p) { p.weight = nullptr; }),
+            "[linear] got no weight, want an array. Pass its address.");
+  EXPECT_EQ(refusal([](LinearParams& p) { p.rows.capacity = -1; }),
+            "[linear] got a capacity of -1 for rows, want at least 0. Correct the extent.");
+  EXPECT_NE(refusal([&](LinearParams& p) { p.x = x_coded.view(); }), "");
+  EXPECT_NE(refusal([&](LinearParams& p) { p.weight = coded.packed(); }), "");
+  EXPECT_NE(refusal([&](LinearParams& p) { p.weight = blocks.packed(); }), "");
+  EXPECT_NE(refusal([&](LinearParams& p) { p.weight = stack.packed(); }), "");
+  EXPECT_NE(refusal([&](LinearParams& p) { p.residual = {y.data(), DType::kBF16, 4, 16, 16}; }), "");
+  EXPECT_NE(refusal([&](LinearParams& p) {
+              p.weight = coded.packed();
+              p.x = x_coded.view();
+              p.x.scales = nullptr;
+            }),
+            "");
+  // Overlaps are seen when the addresses are real.
+  EXPECT_EQ(refusal([&](LinearParams& p) { p.y = {p.x.values.data, DType::kF32, 4, 16, 16}; }),
+            "[linear] got x and y that overlap in memory, want them apart. Use two buffers.");
+  EXPECT_NE(refusal([&](LinearParams& p) { p.residual = {y.data() + 4, DType::kF32, 4, 16, 16}; }), "");
+  OpContext context{.backend = runner.backend(), .stream = runner.stream()};
+  TestMatrix y16(DType::kBF16, 4, 16);
+  LinearParams staged = good;
+  staged.weight = coded.packed();
+  staged.x = x_coded.view();
+  EXPECT_THROW(linear(context, staged), ArgumentError) << "a workspace that is too small";
+}
+
+TEST(LinearContract, PackingRefusesAndCounts) {
+  Runner runner(1);
+  Random random(1);
+  const TestWeight weight(runner.backend(), random, WeightFormat::kDense, DType::kF32, 1, 256, 256);
+  EXPECT_GE(weight.packed()->bytes, 256u * 256u * 4u);
+  EXPECT_LE(weight.packed()->bytes, 256u * 256u * 4u + 4096u);
+  EXPECT_EQ(weight.packed()->name, "test.weight");
+
+  LinearWeightSource source = weight.source("w", 1);
+  EXPECT_EQ(runner.backend().why_not(source), "");
+  source.dtype = DType::kE4M3;
+  EXPECT_EQ(runner.backend().why_not(source),
+            "linear weight 'w': got float8_e4m3, want float32 or bfloat16 in this format");
+  EXPECT_THROW(runner.backend().pack_linear(source), ArgumentError);
+  source = weight.source("w", 1);
+  source.inputs = 0;
+  EXPECT_NE(runner.backend().why_not(source), "");
+  source = weight.source("w", 1);
+  source.values = nullptr;
+  EXPECT_THROW(runner.backend().pack_linear(source), ArgumentError);
+  source = weight.source("w", 1);
+  source.format = WeightFormat::kFp8Channel;
+  source.dtype = DType::kE4M3;
+  EXPECT_THROW(runner.backend().pack_linear(source), ArgumentError) << "no scales";
+}
+
+}  // namespace
+}  // namespace onerec

@@ -1,0 +1,142 @@
+// Self-attention through ancestry against float64.
+#include "ops/self_attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+
+#include "support/oracle.h"
+#include "support/runner.h"
+#include "support/tensors.h"
+
+namespace onerec::test {
+namespace {
+
+struct Problem {
+  int step;
+  std::int64_t heads, kv_heads, head_dim;
+  std::vector<TestMatrix> qkv;
+  std::vector<TestArray<std::int32_t>> ancestry;
+  TestArray<std::int32_t> live;
+  TestMatrix out;
+
+  Problem(Random& random, DType dtype, int step_, std::int64_t heads_, std::int64_t kv_heads_, std::int64_t head_dim_,
+          std::int64_t rows, std::int64_t live_rows)
+      : step(step_),
+        heads(heads_),
+        kv_heads(kv_heads_),
+        head_dim(head_dim_),
+        live({static_cast<std::int32_t>(live_rows)}),
+        out(dtype, rows, heads * head_dim, 3) {
+    for (int s = 0; s <= step; ++s) {
+      const std::int64_t step_rows = s == step ? rows : uniform(random, 1, 9);
+      qkv.push_back(random_matrix(random, dtype, step_rows, (heads + 2 * kv_heads) * head_dim, 1.5f, s));
+      if (s == step) continue;
+      ancestry.emplace_back(rows);
+      for (std::int64_t r = 0; r < live_rows; ++r) {
+        ancestry.back()[r] = static_cast<std::int32_t>(uniform(random, 0, step_rows - 1));
+      }
+    }
+  }
+
+  SelfAttentionParams params() const {
+    SelfAttentionParams p{.step = step,
+                          .out = out.view(),
+                          .heads = heads,
+                          .kv_heads = kv_heads,
+                          .head_dim = head_dim,
+                          .scale = 0.3f,
+                          .rows = {out.rows(), live.get()}};
+    for (std::size_t s = 0; s < qkv.size(); ++s) p.qkv[s] = qkv[s].view();
+    for (std::size_t s = 0; s < ancestry.size(); ++s) p.ancestry[s] = ancestry[s].get();
+    return p;
+  }
+
+  void run(int threads) {
+    Runner runner(threads);
+    runner.run([p = params()](OpContext& context) { self_attention(context, p); }, {&out});
+  }
+
+  std::int64_t row_at(std::size_t s, std::int64_t r) const { return s < ancestry.size() ? ancestry[s][r] : r; }
+
+  void check_head(std::int64_t r, std::int64_t h) const {
+    const std::int64_t key = (heads + h / (heads / kv_heads)) * head_dim;
+    std::vector<double> p(qkv.size());
+    double largest = -INFINITY;
+    for (std::size_t s = 0; s < qkv.size(); ++s) {
+      for (std::int64_t d = 0; d < head_dim; ++d) {
+        p[s] += static_cast<double>(qkv.back().get(r, h * head_dim + d)) * qkv[s].get(row_at(s, r), key + d);
+      }
+      p[s] *= 0.3f;
+      largest = std::max(largest, p[s]);
+    }
+    double total = 0;
+    for (double& x : p) total += x = std::exp(x - largest);
+    for (std::int64_t d = 0; d < head_dim; ++d) {
+      double sum = 0, magnitude = 0;
+      for (std::size_t s = 0; s < qkv.size(); ++s) {
+        const double value = qkv[s].get(row_at(s, r), key + kv_heads * head_dim + d);
+        sum += p[s] * value;
+        magnitude += p[s] * std::abs(value);
+      }
+      expect_close(out.dtype(), out.get(r, h * head_dim + d), sum / total, 2e-5 * magnitude / total, "self_attention", r,
+                   h * head_dim + d);
+    }
+  }
+};
+
+TEST(SelfAttention, MatchesFloat64) {
+  Random random(21);
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const int step : {0, 1, 2, 7}) {
+      for (const auto& [heads, kv_heads] : {std::pair{1, 1}, {4, 4}, {6, 2}, {4, 1}}) {
+        for (const std::int64_t head_dim : {16, 48, 64, 128, 200, 5}) {
+          const std::int64_t rows = uniform(random, 1, 37);
+          const std::int64_t live = uniform(random, 0, rows);
+          Problem x(random, dtype, step, heads, kv_heads, head_dim, rows, live);
+          x.run(2);
+          for (std::int64_t r = 0; r < live; ++r) {
+            for (std::int64_t h = 0; h < heads; ++h) x.check_head(r, h);
+          }
+          for (std::int64_t r = live; r < rows; ++r) {
+            for (const unsigned char byte : x.out.row_bytes(r)) ASSERT_EQ(byte, kPoison);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(SelfAttention, DoesNotDependOnThreads) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    Random random(22);
+    Problem x(random, dtype, 2, 8, 8, 64, 301, 300);
+    x.run(1);
+    const auto want = x.out.snapshot();
+    x.out.poison();
+    x.run(2);
+    EXPECT_TRUE(want == x.out.snapshot());
+  }
+}
+
+TEST(SelfAttention, RefusesWrongParameters) {
+  Random random(23);
+  const Problem x(random, DType::kF32, 1, 4, 2, 16, 3, 3);
+  Runner runner;
+  const auto refusal = [&](const std::function<void(SelfAttentionParams&)>& change) {
+    SelfAttentionParams params = x.params();
+    change(params);
+    return runner.refusal([&](OpContext& context) { self_attention(context, params); });
+  };
+  EXPECT_EQ(refusal([](auto&) {}), "");
+  EXPECT_EQ(refusal([](auto& p) { p.step = 8; }),
+            "[self_attention] got step 8, want 0 to 7. Shorten the semantic id.");
+  EXPECT_NE(refusal([](auto& p) { p.heads = 3; }), "");
+  EXPECT_NE(refusal([](auto& p) { p.ancestry[0] = nullptr; }), "");
+  EXPECT_NE(refusal([](auto& p) { p.qkv[0].dtype = DType::kBF16; }), "");
+  EXPECT_NE(refusal([](auto& p) { p.rows.capacity = 4; }), "");
+}
+
+}  // namespace
+}  // namespace onerec::test
