@@ -31,7 +31,7 @@ python_dirs := $(wildcard python tests examples profiling)
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: $(STAMPS)/package $(STAMPS)/cli  ## Install the package and serve a small random model on the CPU
+demo: $(STAMPS)/package $(STAMPS)/cli  ## Install the package and recommend with the small model that it carries
 	$(BIN)/onerec-engine demo
 
 # Lint and both C++ builds come first so that the last line is pytest's.
@@ -91,11 +91,12 @@ $(STAMPS)/torch: | $(STAMPS)/venv
 	$(PIP) install $(TORCH)
 	@touch $@
 
-# The extras of the package that is installed already. Torch comes first: the extra asks for any recent version, and is
-# then content with the one that is there.
+# The extras, read from pyproject.toml so that formatting needs no compiled package. Torch comes first: the extra asks
+# for any recent version, and is then content with the one that is there.
 $(STAMPS)/test: $(STAMPS)/torch
-$(STAMPS)/test $(STAMPS)/dev $(STAMPS)/cli: pyproject.toml | $(STAMPS)/package
-	$(PIP) install 'onerec-engine[$(@F)]'
+$(STAMPS)/test $(STAMPS)/dev $(STAMPS)/cli: pyproject.toml | $(STAMPS)/venv
+	@sed -n 's/^$(@F) = \["\(.*\)"\]$$/\1/p' pyproject.toml | sed 's/", "/\n/g' > $(VENV)/$(@F)-requires.txt
+	$(PIP) install -r $(VENV)/$(@F)-requires.txt
 	@touch $@
 
 # --- the C++ tests ---

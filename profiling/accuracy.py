@@ -1,6 +1,6 @@
 """Evaluates every precision over all test users, compares them user by user, and writes docs/accuracy.md.
 
-    python profiling/accuracy.py --data beauty.npz --moe-checkpoint DIR
+    python profiling/accuracy.py --data beauty.npz
 
 Each precision's answers are kept in the cache folder, so an interrupted run goes on where it stopped.
 """
@@ -17,6 +17,7 @@ import numpy as np
 from accuracy_report import compare, page
 from accuracy_runs import Run, Setting, check_targets, run
 
+from onerec_engine.assets import beauty_checkpoint
 from onerec_engine.cli.options import checkpoint_path
 from onerec_engine.config import OneRecV2Config, load_config
 from onerec_engine.evaluation import Interactions, sample_users
@@ -30,12 +31,12 @@ def main() -> int:
     args = _arguments()
     split = Interactions.load(args.data).split("test")
     users = sample_users(len(split), args.users, args.seed)
-    models = [("Dense model", checkpoint_path(args), DENSE)]
-    if args.moe_checkpoint:
-        models.append(("Mixture of experts", Path(args.moe_checkpoint), MOE))
+    models = [
+        ("Dense model", checkpoint_path(args), DENSE),
+        ("Mixture of experts", Path(args.moe_checkpoint or beauty_checkpoint().with_name("beauty_moe")), MOE),
+    ]
     report: dict[str, Any] = {
-        "command": "python profiling/accuracy.py --data beauty.npz"
-        + (" --moe-checkpoint DIR" if args.moe_checkpoint else ""),
+        "command": "python profiling/accuracy.py --data beauty.npz",
         "users": int(users.size),
         "beam_width": args.beam_width,
         "models": [],
@@ -56,7 +57,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="interactions (.npz)")
     parser.add_argument("--checkpoint", help="the dense model (default: the bundled one)")
-    parser.add_argument("--moe-checkpoint", help="a mixture of experts trained on the same data")
+    parser.add_argument("--moe-checkpoint", help="a mixture of experts (default: the bundled one)")
     parser.add_argument("--users", type=int, help="a seeded sample of users (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--beam-width", type=int, default=64, help="at least 50 (default: 64)")
@@ -95,7 +96,7 @@ def _describe(config: OneRecV2Config, setting: Setting) -> str:
     if config.n_routed_experts:
         text += (
             f" {config.n_routed_experts} routed experts and {config.n_shared_experts} shared, "
-            f"{config.num_experts_per_tok} per token, {config.first_k_dense_replace} leading dense layers. "
+            f"{config.num_experts_per_tok} per token, from layer {config.first_k_dense_replace} on. "
             "FP8 quantises the experts' activations per 1 x 128 and their weights per 128 x 128."
         )
     unknown = check_targets(setting.split, setting.users, catalogue)

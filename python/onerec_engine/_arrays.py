@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Ints", "as_array", "as_floats", "as_ints", "offsets_of", "ranges"]
+__all__ = ["Ints", "as_array", "as_floats", "as_ints", "offsets_of", "ranges", "sizes_of"]
 
 Ints = npt.NDArray[np.int64]
 _INT64_MAX = np.iinfo(np.int64).max
@@ -67,8 +67,13 @@ def offsets_of(sizes: npt.ArrayLike) -> Ints:
     """[0, s0, s0 + s1, ...], int64 [n + 1]."""
     counts = np.asarray(sizes, np.int64)
     out = np.zeros(counts.size + 1, np.int64)
-    np.cumsum(counts, out=out[1:])
+    counts.cumsum(out=out[1:])
     return out
+
+
+def sizes_of(offsets: Ints) -> Ints:
+    """The inverse of `offsets_of`."""
+    return offsets[1:] - offsets[:-1]
 
 
 def ranges(starts: Ints, sizes: Ints) -> Ints:

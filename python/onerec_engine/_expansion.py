@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onerec_engine._arrays import Ints, offsets_of, ranges
+from onerec_engine._arrays import Ints, offsets_of, ranges, sizes_of
 from onerec_engine._columns import Columns
 from onerec_engine._trie_index import TrieIndex
 from onerec_engine.batching import Packed
@@ -79,7 +79,7 @@ def expand(beams: Beams, catalogue: Catalogue, trie: TrieIndex) -> Found:
     A beam of an unconstrained search that no item has stays, with the item -1 and `legal` false.
     """
     size = beams.offsets.size - 1
-    owner = np.repeat(np.arange(size), np.diff(beams.offsets))
+    owner = np.repeat(np.arange(size), sizes_of(beams.offsets))
     alive = np.flatnonzero((beams.leaves >= 0) & (beams.scores > -np.inf))
     leaf = beams.leaves[alive].astype(np.int64)
     free = np.flatnonzero(~beams.constrained[owner[alive]])
@@ -108,7 +108,7 @@ def expand(beams: Beams, catalogue: Catalogue, trie: TrieIndex) -> Found:
 
 
 def _is_excluded(owner: Ints, position: Ints, beams: Beams, n: int) -> npt.NDArray[np.bool_]:
-    holder = np.repeat(np.arange(beams.offsets.size - 1), np.diff(beams.excluded_offsets))
+    holder = np.repeat(np.arange(beams.offsets.size - 1), sizes_of(beams.excluded_offsets))
     keys = holder * n + beams.excluded
     key = owner * n + position
     at = np.minimum(np.searchsorted(keys, key), keys.size - 1)
@@ -128,7 +128,7 @@ def collect(found: Sequence[Found], runs: Sequence[Ints], columns: Columns, pack
     place = np.concatenate([np.empty(0, np.int64), *runs])
     begins = offsets_of(np.concatenate([np.empty(0, np.int64), *(f.sizes for f in found)]))
     starts, sizes = np.empty(packed.size, np.int64), np.empty(packed.size, np.int64)
-    starts[place], sizes[place] = begins[:-1], np.diff(begins)
+    starts[place], sizes[place] = begins[:-1], sizes_of(begins)
     take = ranges(starts, sizes)
     levels = columns.widths.shape[1]
     return BatchResult(

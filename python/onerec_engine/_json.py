@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from onerec_engine._regular_file import open_regular
 
 __all__ = ["JsonError", "parse_json", "quote", "read_json"]
 
@@ -55,11 +55,8 @@ def read_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> Any:
         JsonError: if it is no regular file, cannot be read, is too large or no acceptable JSON.
     """
     try:
-        # Opening a FIFO would wait for its writer.
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise JsonError("is no regular file")
-            data = file.read(limit + 1)
+        with open_regular(path) as file:
+            data = _read(file, limit + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -67,6 +64,13 @@ def read_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> Any:
     if len(data) > limit:
         raise JsonError(f"has more than {limit} bytes")
     return parse_json(data)
+
+
+def _read(file: BinaryIO, most: int) -> bytes:
+    out = bytearray()
+    while len(out) < most and (more := file.read(min(most - len(out), 1 << 20))):
+        out += more
+    return bytes(out)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

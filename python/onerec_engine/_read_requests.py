@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onerec_engine._arrays import Ints, as_floats, as_ints, offsets_of
+from onerec_engine._arrays import Ints, as_floats, as_ints, offsets_of, sizes_of
 from onerec_engine._columns import HISTORY, UNSET, Columns, Feature, Ragged, Schema, Settings, read_count, read_widths
 from onerec_engine._json import quote
 from onerec_engine.config import CategoricalField
@@ -94,7 +94,7 @@ def _feature(requests: list[Request], feature: Feature, sources: dict[str, Ragge
     categorical = isinstance(feature.field, CategoricalField)
     dim = 1 if isinstance(feature.field, CategoricalField) else feature.field.dim
     aligned = feature.source is not None
-    lengths = np.diff(sources[feature.source].offsets).tolist() if feature.source else [1] * len(requests)
+    lengths = sizes_of(sources[feature.source].offsets).tolist() if feature.source else [1] * len(requests)
     parts: list[npt.NDArray[Any]] = [np.empty((0, dim), np.int64 if categorical else np.float32)]
     for b, (request, length) in enumerate(zip(requests, lengths, strict=True)):
         if length == 0 and feature.key not in request.features:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onerec_engine._json import JsonError, parse_json, quote
+from onerec_engine._regular_file import open_regular
 
 __all__ = ["Entry", "SafetensorsError", "SafetensorsFile", "write_safetensors"]
 
@@ -73,13 +73,12 @@ class SafetensorsFile:
             SafetensorsError: if anything is wrong with it.
         """
         self.path = path
-        # Opening a FIFO would wait for its writer.
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+            self._file = open_regular(path)
         except OSError as error:
             raise SafetensorsError(f"cannot be opened: {error.strerror}") from None
         try:
-            self.entries = _read_header(self._fd, max_header_bytes)
+            self.entries = _read_header(self._file.fileno(), max_header_bytes)
         except BaseException:
             self.close()
             raise
@@ -90,13 +89,11 @@ class SafetensorsFile:
         Raises:
             SafetensorsError: if the file has become shorter.
         """
-        _read_exactly(self._fd, out.data, entry.begin)
+        _read_exactly(self._file.fileno(), out.data, entry.begin)
 
     def close(self) -> None:
         """Closes the file; nothing happens the second time."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
 
 def _read_exactly(fd: int, out: memoryview, offset: int) -> None:
@@ -112,18 +109,16 @@ def _read_exactly(fd: int, out: memoryview, offset: int) -> None:
 
 
 def _read_header(fd: int, limit: int) -> dict[str, Entry]:
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        raise SafetensorsError("is no regular file")
-    if status.st_size < 8:
-        raise SafetensorsError(f"has {status.st_size} bytes, want at least 8 for the header's length")
+    size = os.fstat(fd).st_size
+    if size < 8:
+        raise SafetensorsError(f"has {size} bytes, want at least 8 for the header's length")
     prefix = bytearray(8)
     _read_exactly(fd, memoryview(prefix), 0)
     length = int.from_bytes(prefix, "little")
     if length > limit:
         raise SafetensorsError(f"claims a header of {length} bytes, want at most {limit} for this model")
-    if 8 + length > status.st_size:
-        raise SafetensorsError(f"claims a header of {length} bytes, but only {status.st_size - 8} bytes follow")
+    if 8 + length > size:
+        raise SafetensorsError(f"claims a header of {length} bytes, but only {size - 8} bytes follow")
     text = bytearray(length)
     _read_exactly(fd, memoryview(text), 8)
     if not text.startswith(b"{"):
@@ -132,7 +127,7 @@ def _read_header(fd: int, limit: int) -> dict[str, Entry]:
         raw = parse_json(bytes(text))
     except JsonError as error:
         raise SafetensorsError(f"has a header that {error}") from None
-    return _entries(raw, 8 + length, status.st_size - 8 - length)
+    return _entries(raw, 8 + length, size - 8 - length)
 
 
 def _entries(raw: Any, start: int, data_bytes: int) -> dict[str, Entry]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onerec_engine._arrays import Ints, as_ints, offsets_of, ranges
+from onerec_engine._arrays import Ints, as_ints, offsets_of, ranges, sizes_of
 from onerec_engine.batching import Arrays, Packed
 
 __all__ = ["Candidates", "Pieces", "read_candidates", "split_candidates"]
@@ -96,7 +96,7 @@ def read_candidates(semantic_ids: Sequence[Any] | Any, size: int, codebook_sizes
 
 def split_candidates(given: Candidates, max_rows: int) -> Pieces:
     """Cuts requests with more than `max_rows` semantic ids; requests without any get no piece."""
-    sizes = np.diff(given.offsets)
+    sizes = sizes_of(given.offsets)
     count = -(-sizes // max_rows)
     owners = np.repeat(np.arange(sizes.size), count)
     nth = ranges(np.zeros_like(count), count)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onerec_engine._arrays import Ints, offsets_of, ranges
+from onerec_engine._arrays import Ints, offsets_of, ranges, sizes_of
 from onerec_engine._columns import HISTORY, Columns, Ragged, Schema, Settings, check_columns
 from onerec_engine._read_arrays import read_arrays
 from onerec_engine._read_requests import read_requests
@@ -74,7 +74,7 @@ class Packed:
     @property
     def excluded_sizes(self) -> Ints:
         """How many positions each request excludes, int64 [B]."""
-        return np.diff(self.excluded_offsets)
+        return sizes_of(self.excluded_offsets)
 
     def arrays(self, chosen: Ints) -> Arrays:
         """What `_C.Core.run` takes for the requests `chosen`, int64 [b], in that order."""
@@ -160,16 +160,16 @@ def pack(
     unknown = np.zeros(columns.size, np.int64)
     truncated = np.zeros(columns.size, np.int64)
     for source, found in known.items():
-        unknown += np.diff(columns.sources[source].offsets) - np.diff(found.items.offsets)
+        unknown += sizes_of(columns.sources[source].offsets) - sizes_of(found.items.offsets)
         room = [m for p, m in zip(config.pathways, limits, strict=True) if p.kind == "items" and p.source == source]
         if room:
-            truncated += np.maximum(np.diff(found.items.offsets) - max(room), 0)
+            truncated += np.maximum(sizes_of(found.items.offsets) - max(room), 0)
     tokens = []
     for pathway, limit in zip(config.pathways, limits, strict=True):
         of = known[pathway.source] if pathway.kind == "items" else None
         tokens.append(_tokens(pathway, limit, of, columns, catalogue))
     excluded = _excluded(columns, known[HISTORY].items, catalogue, trie)
-    sizes = [np.diff(t.offsets) for t in tokens]
+    sizes = [sizes_of(t.offsets) for t in tokens]
     return Packed(
         size=columns.size,
         tokens=tuple(tokens),
@@ -205,7 +205,7 @@ def _tokens(pathway: Pathway, limit: int, known: _Known | None, columns: Columns
         offsets = np.arange(columns.size + 1)
         positions = np.zeros(columns.size, np.int32)
     else:
-        sizes = np.diff(known.items.offsets)
+        sizes = sizes_of(known.items.offsets)
         kept = np.minimum(sizes, limit)
         offsets = offsets_of(kept)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], kept)
@@ -245,7 +245,7 @@ def _excluded(columns: Columns, history: Ragged, catalogue: Catalogue, trie: Tri
     for items, flags in parts:
         if items.values.size == 0 or (flags is not None and not flags.any()):
             continue
-        owner = np.repeat(np.arange(size), np.diff(items.offsets))
+        owner = np.repeat(np.arange(size), sizes_of(items.offsets))
         key = owner * n + trie.position[items.values]
         keys.append(key if flags is None else key[flags[owner]])
     if not keys:

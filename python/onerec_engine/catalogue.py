@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onerec_engine._files import available_memory, checkpoint_directory, checkpoint_file
+from onerec_engine._regular_file import open_regular
 from onerec_engine._safetensors import SafetensorsError, SafetensorsFile
 from onerec_engine.config import MAX_LEVELS
 from onerec_engine.errors import CheckpointError
@@ -93,10 +94,8 @@ class Catalogue:
         directory = checkpoint_directory(path)
         found = {name: file for name in FILES if (file := checkpoint_file(directory, name)) is not None}
         if len(found) != 1:
-            what = "both" if found else "neither"
-            raise CheckpointError(
-                f"[catalogue] found {what} {FILES[0]} and {FILES[1]} in {directory}, want one of them."
-            )
+            which = "both" if found else "neither"
+            raise CheckpointError(f"[catalogue] found {which} of {' and '.join(FILES)} in {directory}, want one.")
         ((name, file),) = found.items()
         try:
             arrays = _read_npz(file) if name.endswith(".npz") else _read_safetensors(file)
@@ -150,15 +149,16 @@ class _Header(NamedTuple):
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Reads the two arrays, after looking at their headers: an archive of a few bytes can claim terabytes."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             names = [info.filename for info in archive.infolist()]
             for name in _ARRAYS:
                 if names.count(f"{name}.npy") != 1:
                     raise ValueError(f"holds {names.count(f'{name}.npy')} arrays {name}, want one. Write it again.")
             for name in _ARRAYS:
                 _check_member(archive, f"{name}.npy")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in _ARRAYS}
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in _ARRAYS}
     except ValueError:
         raise
     except Exception as error:  # a damaged archive makes zipfile, zlib and NumPy raise almost anything

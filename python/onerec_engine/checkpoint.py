@@ -254,5 +254,7 @@ def _check_tensors(
 
 
 def _some(names: Sequence[str], separator: str = ", ") -> str:
-    shown = separator.join(name if len(name) <= 240 else f"{name[:237]}..." for name in names[:_SHOWN])
+    """The first few names (or, with another separator, problems), each cut to a length that no sound one has."""
+    limit = 300 if separator == ", " else 3000
+    shown = separator.join(name if len(name) <= limit else f"{name[: limit - 3]}..." for name in names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown}{separator}and {len(names) - _SHOWN} more"

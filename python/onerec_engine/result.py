@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-from onerec_engine._arrays import Ints
+from onerec_engine._arrays import Ints, sizes_of
 
 __all__ = ["NO_ITEM", "BatchResult", "Recommendation", "Result"]
 
@@ -161,7 +161,7 @@ class BatchResult(Sequence[Result]):
     @property
     def counts(self) -> Ints:
         """How many results each request has, int64 [B]."""
-        return np.diff(self._offsets)
+        return sizes_of(self._offsets)
 
     @property
     def complete(self) -> npt.NDArray[np.bool_]:

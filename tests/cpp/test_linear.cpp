@@ -116,7 +116,7 @@ TEST_P(Linear, Shapes) {
 }
 
 TEST_P(Linear, RealShapes) {
-  check(with(GetParam(), {.rows = 300, .inputs = 256, .outputs = 768, .bias = true}));
+  check(with(GetParam(), {.rows = 130, .inputs = 256, .outputs = 768, .bias = true}));
   check(with(GetParam(), {.rows = 65, .inputs = 640, .outputs = 640, .residual = Residual::kInPlace}));
 }
 
@@ -156,19 +156,18 @@ TEST_P(Linear, RowsBehindTheLiveOnesAreLeftAlone) {
 TEST_P(Linear, RowsDoNotDependOnTheBatch) {
   const Format format = GetParam();
   for (const auto& [inputs, outputs] :
-       {std::pair<std::int64_t, std::int64_t>{256, 256}, {640, 328}, {2560, 640}, {13, 37}}) {
+       {std::pair<std::int64_t, std::int64_t>{256, 256}, {640, 328}, {1280, 64}, {13, 37}}) {
     SCOPED_TRACE(concat(inputs, " -> ", outputs));
-    constexpr std::int64_t kRows = 700;
-    Random random(11);
+    constexpr std::int64_t kRows = 330;
     std::optional<std::vector<unsigned char>> first;
-    for (const int threads : {1, 2, 3}) {
+    for (const int threads : {1, 3}) {
       Runner runner(threads);
       Random same(11);
       const TestWeight weight(runner.backend(), same, format.format, format.dtype, 1, outputs, inputs);
       const TestInput x(same, format.format, format.dtype, kRows, inputs);
       const TestMatrix h = test::random_matrix(same, format.out, kRows, outputs);
-      for (const std::int64_t capacity : {kRows, std::int64_t{300}, std::int64_t{64}, std::int64_t{1}}) {
-        for (const std::int32_t live : {1, 2, 3, 7, 16, 33, 64, 100, 255, 256, 300, 511, 700}) {
+      for (const std::int64_t capacity : {kRows, std::int64_t{64}, std::int64_t{1}}) {
+        for (const std::int32_t live : {1, 2, 3, 7, 16, 33, 64, 100, 255, 256, 329}) {
           if (live > capacity) continue;
           TestMatrix y(format.out, kRows, outputs);
           y.restore(h.snapshot());

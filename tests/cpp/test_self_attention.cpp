@@ -80,8 +80,8 @@ struct Problem {
         sum += p[s] * value;
         magnitude += p[s] * std::abs(value);
       }
-      expect_close(out.dtype(), out.get(r, h * head_dim + d), sum / total, 2e-5 * magnitude / total, "self_attention", r,
-                   h * head_dim + d);
+      expect_close(out.dtype(), out.get(r, h * head_dim + d), sum / total, 2e-5 * magnitude / total, "self_attention",
+                   r, h * head_dim + d);
     }
   }
 };
@@ -130,8 +130,7 @@ TEST(SelfAttention, RefusesWrongParameters) {
     return runner.refusal([&](OpContext& context) { self_attention(context, params); });
   };
   EXPECT_EQ(refusal([](auto&) {}), "");
-  EXPECT_EQ(refusal([](auto& p) { p.step = 8; }),
-            "[self_attention] got step 8, want 0 to 7. Shorten the semantic id.");
+  EXPECT_EQ(refusal([](auto& p) { p.step = 8; }), "[self_attention] got step 8, want 0 to 7. Shorten the semantic id.");
   EXPECT_NE(refusal([](auto& p) { p.heads = 3; }), "");
   EXPECT_NE(refusal([](auto& p) { p.ancestry[0] = nullptr; }), "");
   EXPECT_NE(refusal([](auto& p) { p.qkv[0].dtype = DType::kBF16; }), "");

@@ -106,7 +106,8 @@ NAMED: dict[str, OneRecV2Config] = {
     ),
     "moe_all_selected": small_config(**(MOE | {"n_routed_experts": 3, "num_experts_per_tok": 3})),
     "moe_many": small_config(
-        **(MOE | {"n_routed_experts": 17, "num_experts_per_tok": 1, "moe_intermediate_size": 16}), pathways=(USER, CLICKS)
+        **(MOE | {"n_routed_experts": 17, "num_experts_per_tok": 1, "moe_intermediate_size": 16}),
+        pathways=(USER, CLICKS),
     ),
     "blocks": small_config(
         hidden_size=160, num_attention_heads=2, head_dim=80, intermediate_size=272, pathways=(CLICKS, HISTORY),

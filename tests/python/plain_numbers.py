@@ -8,7 +8,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EXTRA_POINTS", "ROUNDED_POINTS", "Numbers", "dequantized", "e4m3", "round_bf16"]
+__all__ = [
+    "BF16_POINTS",
+    "EXTRA_POINTS",
+    "ROUNDED_POINTS",
+    "Numbers",
+    "dequantized",
+    "e4m3",
+    "quantized_weight",
+    "round_bf16",
+]
 
 Array = npt.NDArray[np.float64]
 Precision = Literal["exact", "bf16", "fp8"]
@@ -67,10 +76,10 @@ def dequantized(codes: npt.NDArray[np.uint8]) -> Array:
     return np.where(codes >= 128, -1.0, 1.0) * _VALUES[codes % 128]
 
 
-def quantized(group: npt.NDArray[np.float32]) -> tuple[Array, float]:
-    """One group's E4M3 values and its scale, in the FP32 arithmetic of docs/numerics.md."""
-    scale = np.maximum(np.abs(group).max() / np.float32(448), np.float32(1e-12))
-    return dequantized(e4m3(group * (np.float32(1) / scale))), float(scale)
+def quantized(x: npt.NDArray[np.float32], axis: int | tuple[int, ...]) -> tuple[Array, Array]:
+    """E4M3 values and the scale of each group along `axis`, in the FP32 arithmetic of docs/numerics.md."""
+    scale = np.maximum(np.abs(x).max(axis, keepdims=True) / np.float32(448), np.float32(1e-12))
+    return dequantized(e4m3(x * (np.float32(1) / scale))), scale.astype(np.float64)
 
 
 class Numbers:
@@ -88,7 +97,7 @@ class Numbers:
         self.experts = experts
         points = {"exact": (), "fp8": ROUNDED_POINTS, "bf16": (*ROUNDED_POINTS, *BF16_POINTS)}[precision]
         self.rounded = frozenset(points) ^ frozenset(flipped)
-        self._weights: dict[str, list[tuple[slice, slice, Array, float]]] = {}
+        self._weights: dict[str, tuple[Array, Array]] = {}
 
     def round(self, point: str, x: Array) -> Array:
         """`x` as it is stored at a point."""
@@ -103,22 +112,25 @@ class Numbers:
             return weight @ x
         by_block = expert and self.experts == "block"
         if name not in self._weights:
-            self._weights[name] = list(_tiles(weight, by_block=by_block))
+            self._weights[name] = quantized_weight(weight, by_block=by_block)
+        values, scales = self._weights[name]
         out = np.zeros(weight.shape[0])
         width = BLOCK if by_block else x.size
-        row = x.astype(np.float32)
-        operand = [quantized(row[start : start + width]) for start in range(0, x.size, width)]
-        for rows, columns, values, scale in self._weights[name]:
-            codes, row_scale = operand[(columns.start or 0) // width]
-            out[rows] += row_scale * scale * (values @ codes)
+        for start in range(0, x.size, width):
+            columns = slice(start, start + width)
+            codes, scale = quantized(x[columns].astype(np.float32), 0)
+            out += scale[0] * scales[:, start // width] * (values[:, columns] @ codes)
         return out
 
 
-def _tiles(weight: Array, *, by_block: bool) -> list[tuple[slice, slice, Array, float]]:
-    height, width = (BLOCK, BLOCK) if by_block else (1, weight.shape[1])
-    tiles = []
-    for top in range(0, weight.shape[0], height):
-        for left in range(0, weight.shape[1], width):
-            rows, columns = slice(top, min(top + height, weight.shape[0])), slice(left, left + width)
-            tiles.append((rows, columns, *quantized(weight[rows, columns].astype(np.float32))))
-    return tiles
+def quantized_weight(weight: Array, *, by_block: bool) -> tuple[Array, Array]:
+    """E4M3 values [N, K], and scales [N, 1] or, by blocks of 128 x 128, [N, blocks]."""
+    if not by_block:
+        return quantized(weight.astype(np.float32), 1)
+    values, scales = np.empty_like(weight), np.empty((weight.shape[0], -(-weight.shape[1] // BLOCK)))
+    for top in range(0, weight.shape[0], BLOCK):
+        for left in range(0, weight.shape[1], BLOCK):
+            tile = slice(top, top + BLOCK), slice(left, left + BLOCK)
+            values[tile], scale = quantized(weight[tile].astype(np.float32), (0, 1))
+            scales[top : top + BLOCK, left // BLOCK] = scale
+    return values, scales

@@ -143,7 +143,7 @@ def write_checkpoint(
         write_weights(directory / "model.safetensors", tensors)
     else:
         names = list(tensors)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for i in range(shards):
             file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
             write_weights(directory / file, {name: tensors[name] for name in names[i::shards]})

@@ -150,7 +150,7 @@ def test_lists_all_tensors_at_fault(tmp_path: Path) -> None:
 def test_long_lists_are_cut(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     write_weights(tmp_path / "model.safetensors", {"x": ("F32", np.zeros(1, np.float32))})
-    with pytest.raises(CheckpointError, match="and 17 more") as caught:
+    with pytest.raises(CheckpointError, match=r"and [0-9]+ more") as caught:
         Checkpoint(tmp_path)
     assert len(str(caught.value)) < 4000
 
@@ -195,14 +195,18 @@ def test_a_link_to_the_directory_is_followed(tmp_path: Path) -> None:
         assert checkpoint.path == (tmp_path / "real").resolve()
 
 
+def _read_all(checkpoint: Checkpoint) -> None:
+    for spec in checkpoint.specs:
+        checkpoint.read(spec.name)
+
+
 def test_shrinking_files_are_noticed(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     with Checkpoint(tmp_path) as checkpoint:
         with open(tmp_path / "model.safetensors", "r+b") as file:
             file.truncate(3000)
         with pytest.raises(CheckpointError, match="changed while it was read"):
-            for spec in checkpoint.specs:
-                checkpoint.read(spec.name)
+            _read_all(checkpoint)
 
 
 # --- pre-quantised weights ---
@@ -245,7 +249,7 @@ def test_scheme_and_tensors_have_to_agree(tmp_path: Path) -> None:
     raw = json.loads((tmp_path / "config.json").read_text())
     del raw["quantization_config"]
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(CheckpointError, match="not in this model: .*_scale.*wrong dtype: .*F8_E4M3, want F32 or"):
+    with pytest.raises(CheckpointError, match=r"not in this model: .*_scale.*wrong dtype: .*F8_E4M3, want F32 or"):
         Checkpoint(tmp_path)
     raw["quantization_config"] = get_scheme("fp8_channel").to_config()
     (tmp_path / "config.json").write_text(json.dumps(raw))

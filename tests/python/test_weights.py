@@ -19,7 +19,9 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs/checkpoint_format.md"
 
 def _documented_patterns() -> list[re.Pattern[str]]:
     """The names of the document's table, and the biases of its text, as patterns."""
-    rows = re.findall(r"^\| `((?:model|lm_heads|context)\.(?!safetensors)[^`]*)`", DOCUMENT.read_text(), flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| `((?:model|lm_heads|context)\.(?!safetensors)[^`]*)`", DOCUMENT.read_text(), flags=re.MULTILINE
+    )
     rows += [
         *(f"model.layers.{{l}}.cross_attn.{p}_proj.bias" for p in "qo"),
         *(f"model.layers.{{l}}.self_attn.{p}_proj.bias" for p in "qkvo"),

@@ -8,7 +8,8 @@
 
 namespace onerec::cpu {
 
-// A candidate as one number: ascending keys are descending scores (-0 as +0), and within a score ascending `place` = row * codebook + code.
+// A candidate as one number: ascending keys are descending scores (-0 as +0), and within a score ascending `place` =
+// row * codebook + code.
 inline constexpr std::uint64_t kLastKey = ~std::uint64_t{0};
 
 inline std::uint64_t candidate_key(float score, std::uint32_t place) {
@@ -25,7 +26,8 @@ inline float score_of(std::uint64_t key) {
 // A candidate's score. The rounding is part of the contract: the logarithm of the probability first, then the sum.
 inline float candidate_score(float cumulative, float logit, float lse) { return cumulative + (logit - lse); }
 
-// maxima[c % groups] = the largest of those logits (-inf: none, or NaN). groups: a power of two. Returns the largest of all.
+// maxima[c % groups] = the largest of those logits (-inf: none, or NaN). groups: a power of two. Returns the largest of
+// all.
 float group_maxima(const float* logits, std::int64_t count, std::int64_t groups, float* maxima);
 
 // largest + log(sum exp(logit - largest)); not finite if a logit is NaN or +inf, or all are -inf.
@@ -50,7 +52,8 @@ inline bool is_blocked(const std::uint32_t* blocked, std::int64_t e) {
   return blocked != nullptr && (blocked[e / 32] >> (e % 32) & 1u) != 0;
 }
 
-// Row `next_row` of params.next becomes the continuation of `parent` (-1: there is none) by `code`. Ancestries that are null are not kept.
+// Row `next_row` of params.next becomes the continuation of `parent` (-1: there is none) by `code`. Ancestries that are
+// null are not kept.
 template <class Params>
 void extend_beam(const Params& params, std::int64_t parent, std::int32_t code, std::int64_t next_row) {
   std::int32_t* codes = params.next.codes + next_row * params.levels;

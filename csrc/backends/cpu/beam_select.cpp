@@ -1,9 +1,8 @@
-// Exact top-k in four parallel passes. (1) Every row's log-sum-exp and the best scores of a few groups of its candidates. (2) Per request, the
-// width-th best of those group maxima: that many candidates are at least as good, so nothing below can survive. (3) Every part of a
-// request's rows collects the candidates above the bound, cut back to the width whenever the pool is full, which tightens the bound. (4) Per
-// request, the parts are joined, cut and sorted. The order of keys is total, so the parts do not show in the result.
-
-#include <omp.h>
+// Exact top-k in four parallel passes. (1) Every row's log-sum-exp and the best scores of a few groups of its
+// candidates. (2) Per request, the width-th best of those group maxima: that many candidates are at least as good, so
+// nothing below can survive. (3) Every part of a request's rows collects the candidates above the bound, cut back to
+// the width whenever the pool is full, which tightens the bound. (4) Per request, the parts are joined, cut and sorted.
+// The order of keys is total, so the parts do not show in the result.
 
 #include <algorithm>
 #include <atomic>
@@ -62,8 +61,8 @@ struct Request {
         trie(p.trie != nullptr && p.constrained[b] != 0 ? &p.trie->level[static_cast<std::size_t>(p.level)] : nullptr),
         blocked(p.blocked == nullptr ? nullptr : p.blocked + b * p.words + p.word_offset) {}
 
-  // A power of two with rows * groups < max(2 * kMaximaPerBeam * width, 2 * rows), which is what Scratch has room for; 0: there are
-  // too few candidates for a bound.
+  // A power of two with rows * groups < max(2 * kMaximaPerBeam * width, 2 * rows), which is what Scratch has room for;
+  // 0: there are too few candidates for a bound.
   static std::int64_t groups_of(std::int64_t rows, std::int64_t width, std::int64_t codebook) {
     if (rows == 0) return 0;
     std::int64_t groups = 1;
@@ -223,25 +222,18 @@ void select(const BeamSelectParams& p, const Scratch& scratch) {
   if (p.batch == 0) return;
   const std::int64_t parts = scratch.parts;
   const int threads = threads_for(p.row_offsets[p.batch] * p.codebook, kElementsPerThread);
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(dynamic)
-    for (std::int64_t task = 0; task < p.batch * parts; ++task) {
-      const Request request(p, task / parts);
-      const std::int64_t end = request.begin_of(task % parts + 1, parts);
-      for (std::int64_t i = request.begin_of(task % parts, parts); i < end; ++i) score_row(p, scratch, request, i);
-    }
-#pragma omp for schedule(dynamic)
-    for (std::int64_t b = 0; b < p.batch; ++b) scratch.last[b] = bound_request(scratch, Request(p, b));
-#pragma omp for schedule(dynamic)
-    for (std::int64_t task = 0; task < p.batch * parts; ++task) {
-      std::uint64_t* pool = scratch.pool + omp_get_thread_num() * scratch.pool_size;
-      std::uint64_t* keys = scratch.part_keys + task * p.max_request_next;
-      scratch.part_count[task] = collect_part(p, scratch, Request(p, task / parts), task % parts, pool, keys);
-    }
-#pragma omp for schedule(dynamic)
-    for (std::int64_t b = 0; b < p.batch; ++b) finish_request(p, scratch, Request(p, b));
-  }
+  for_tasks(threads, p.batch * parts, [&](int, std::int64_t task) {
+    const Request request(p, task / parts);
+    const std::int64_t end = request.begin_of(task % parts + 1, parts);
+    for (std::int64_t i = request.begin_of(task % parts, parts); i < end; ++i) score_row(p, scratch, request, i);
+  });
+  for_tasks(threads, p.batch, [&](int, std::int64_t b) { scratch.last[b] = bound_request(scratch, Request(p, b)); });
+  for_tasks(threads, p.batch * parts, [&](int rank, std::int64_t task) {
+    std::uint64_t* pool = scratch.pool + rank * scratch.pool_size;
+    std::uint64_t* keys = scratch.part_keys + task * p.max_request_next;
+    scratch.part_count[task] = collect_part(p, scratch, Request(p, task / parts), task % parts, pool, keys);
+  });
+  for_tasks(threads, p.batch, [&](int, std::int64_t b) { finish_request(p, scratch, Request(p, b)); });
 }
 
 }  // namespace

@@ -13,8 +13,9 @@
 namespace onerec::cpu {
 namespace {
 
-// The compiler would split vectors wider than the baseline's before function multiversioning sees them, and the best register
-// block depends on the number of registers: so one copy per set of instructions, and a choice when the library is loaded.
+// The compiler would split vectors wider than the baseline's before function multiversioning sees them, and the best
+// register block depends on the number of registers: so one copy per set of instructions, and a choice when the library
+// is loaded.
 
 #if defined(__x86_64__) && defined(__GNUC__)
 __attribute__((target("avx"), always_inline)) inline float sum_of_eight(__m256 x) {
@@ -30,6 +31,8 @@ __attribute__((target("avx"), always_inline)) inline float largest_of_eight(__m2
 }
 
 namespace avx512 {
+
+constexpr const char* kName = "avx512";
 
 #define ONEREC_ISA __attribute__((target("arch=x86-64-v4")))
 #define ONEREC_ISA_INLINE ONEREC_ISA inline __attribute__((always_inline))
@@ -106,6 +109,8 @@ ONEREC_ISA_INLINE void transpose_block(const float* x, std::int64_t stride, floa
 
 namespace avx2 {
 
+constexpr const char* kName = "avx2";
+
 #define ONEREC_ISA __attribute__((target("arch=x86-64-v3")))
 #define ONEREC_ISA_INLINE ONEREC_ISA inline __attribute__((always_inline))
 
@@ -171,6 +176,8 @@ ONEREC_ISA_INLINE void transpose_block(const float* x, std::int64_t stride, floa
 
 namespace baseline {
 
+constexpr const char* kName = "baseline";
+
 #define ONEREC_ISA
 #define ONEREC_ISA_INLINE inline
 
@@ -233,25 +240,26 @@ inline void transpose_block(const float* x, std::int64_t stride, float* out) {
 
 }  // namespace baseline
 
-const BlockKernels& choose() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return avx512::kKernels;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
-    return avx2::kKernels;
-  }
-#endif
-  return baseline::kKernels;
-}
-
 }  // namespace
 
+std::vector<const BlockKernels*> usable_block_kernels() {
+  std::vector<const BlockKernels*> usable;
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  if (v4) usable.push_back(&avx512::kKernels);
+  if (v3) usable.push_back(&avx2::kKernels);
+#endif
+  usable.push_back(&baseline::kKernels);
+  return usable;
+}
+
 const BlockKernels& block_kernels() {
-  static const BlockKernels& kernels = choose();
-  return kernels;
+  static const BlockKernels& best = *usable_block_kernels().front();
+  return best;
 }
 
 }  // namespace onerec::cpu

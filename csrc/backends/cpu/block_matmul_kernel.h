@@ -1,8 +1,9 @@
-// The kernels of block_matmul.h for one set of instructions. Deliberately without an include guard: block_matmul.cpp includes it
-// once per set, inside a namespace that defines Vec, kLanes, kRows and kVecs (the register block is kRows x kVecs vectors) and
-// load, store, broadcast, multiply, add, multiply_add, maximum (the second operand if one is NaN), reduce_add, reduce_maximum, first_lanes
-// (the others become -inf), nearest (to an integer), power_of_two (of an integer in [-127, 0], 0 for -127), rounded (to BF16, ties to even) and transpose_block; and the
-// macros ONEREC_ISA and ONEREC_ISA_INLINE, the attributes of the functions here.
+// The kernels of block_matmul.h for one set of instructions. Deliberately without an include guard: block_matmul.cpp
+// includes it once per set, inside a namespace that defines kName, Vec, kLanes, kRows and kVecs (the register block is
+// kRows x kVecs vectors) and load, store, broadcast, multiply, add, multiply_add, maximum (the second operand if one is
+// NaN), reduce_add, reduce_maximum, first_lanes (the others become -inf), nearest (to an integer), power_of_two (of an
+// integer in [-127, 0], 0 for -127), rounded (to BF16, ties to even) and transpose_block; and the macros ONEREC_ISA and
+// ONEREC_ISA_INLINE, the attributes of the functions here.
 
 template <int R, int V>
 ONEREC_ISA void tile(const BlockMatmul& m, std::int64_t row, std::int64_t col, float scale, bool from_zero) {
@@ -54,7 +55,8 @@ ONEREC_ISA void multiply_blocks(const BlockMatmul& m, float scale) { columns<kVe
 
 ONEREC_ISA void accumulate_blocks(const BlockMatmul& m) { columns<kVecs>(m, 0, 1.0f, false); }
 
-ONEREC_ISA void transpose_panels(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t cols, float* panels) {
+ONEREC_ISA void transpose_panels(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t cols,
+                                 float* panels) {
   const std::int64_t padded = pad_columns(rows);
   for (std::int64_t n = 0; n < padded; n += kLanes) {
     float* out = panels + n / kPanel * kPanel * cols + n % kPanel;
@@ -70,7 +72,8 @@ ONEREC_ISA void transpose_panels(const float* x, std::int64_t stride, std::int64
   }
 }
 
-// exp(x) for x <= 0; 0 below the smallest normal number, NaN for NaN. The polynomial is the Cephes library's for |r| <= ln(2) / 2.
+// exp(x) for x <= 0; 0 below the smallest normal number, NaN for NaN. The polynomial is the Cephes library's for |r| <=
+// ln(2) / 2.
 ONEREC_ISA_INLINE Vec exponential(Vec x) {
   x = maximum(broadcast(-88.0f), x);
   const Vec n = nearest(multiply(x, broadcast(1.44269504f)));
@@ -111,5 +114,9 @@ ONEREC_ISA float softmax_f32(float* row, std::int64_t count) { return softmax_ro
 
 ONEREC_ISA float softmax_bf16(float* row, std::int64_t count) { return softmax_row(row, count, true); }
 
-inline constexpr BlockKernels kKernels = {&multiply_blocks, &accumulate_blocks, &transpose_panels, &softmax_f32,
-                                          &softmax_bf16};
+constexpr BlockKernels kKernels = {.name = kName,
+                                   .multiply = &multiply_blocks,
+                                   .accumulate = &accumulate_blocks,
+                                   .transpose = &transpose_panels,
+                                   .softmax_f32 = &softmax_f32,
+                                   .softmax_bf16 = &softmax_bf16};

@@ -35,15 +35,16 @@ class CpuBuffer final : public Buffer {
 
 class CpuRecording final : public Recording {
  public:
-  CpuRecording(int threads, std::vector<std::function<void()>> calls) : threads_(threads), calls_(std::move(calls)) {}
+  CpuRecording(std::shared_ptr<ThreadPool> pool, std::vector<std::function<void()>> calls)
+      : pool_(std::move(pool)), calls_(std::move(calls)) {}
 
   void replay(Stream&) override {
-    const ThreadScope scope(threads_);
+    const PoolScope scope(*pool_);
     for (const auto& call : calls_) call();
   }
 
  private:
-  int threads_;
+  std::shared_ptr<ThreadPool> pool_;
   std::vector<std::function<void()>> calls_;
 };
 
@@ -73,12 +74,13 @@ void CpuStream::begin_recording() {
 std::unique_ptr<Recording> CpuStream::end_recording() {
   ensure(recording_, "end_recording() without begin_recording()");
   recording_ = false;
-  return std::make_unique<CpuRecording>(threads_, std::move(recorded_));
+  return std::make_unique<CpuRecording>(pool_, std::move(recorded_));
 }
 
-CpuDevice::CpuDevice(int threads) : threads_(threads > 0 ? threads : omp_get_num_procs()) {}
+CpuDevice::CpuDevice(int threads)
+    : pool_(std::make_shared<ThreadPool>(threads > 0 ? threads : omp_get_num_procs())) {}
 
-std::string CpuDevice::name() const { return concat("cpu (", threads_, threads_ == 1 ? " thread)" : " threads)"); }
+std::string CpuDevice::name() const { return concat("cpu (", threads(), threads() == 1 ? " thread)" : " threads)"); }
 
 std::unique_ptr<Buffer> CpuDevice::allocate(std::size_t bytes) { return std::make_unique<CpuBuffer>(bytes); }
 

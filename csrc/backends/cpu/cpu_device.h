@@ -5,11 +5,12 @@
 #include <utility>
 #include <vector>
 
+#include "backends/cpu/thread_pool.h"
 #include "ops/device.h"
 
 namespace onerec::cpu {
 
-// Sets the calling thread's OpenMP thread count for a scope and puts the old one back.
+// Sets the matrix library's thread count on the calling thread for a scope and puts the old one back.
 class ThreadScope {
  public:
   explicit ThreadScope(int threads);
@@ -23,7 +24,7 @@ class ThreadScope {
 
 class CpuStream final : public Stream {
  public:
-  explicit CpuStream(int threads) : threads_(threads) {}
+  explicit CpuStream(std::shared_ptr<ThreadPool> pool) : pool_(std::move(pool)) {}
 
   void synchronize() override {}
   void copy_to_device(void* device, const void* host, std::size_t bytes) override;
@@ -38,13 +39,13 @@ class CpuStream final : public Stream {
     if (recording_) {
       recorded_.emplace_back(std::forward<F>(work));
     } else {
-      const ThreadScope scope(threads_);
+      const PoolScope scope(*pool_);
       work();
     }
   }
 
  private:
-  int threads_;
+  std::shared_ptr<ThreadPool> pool_;
   bool recording_ = false;
   std::vector<std::function<void()>> recorded_;
 };
@@ -54,15 +55,15 @@ class CpuDevice final : public Device {
   // threads = 0: one per hardware thread that this process may run on.
   explicit CpuDevice(int threads);
 
-  int threads() const { return threads_; }
+  int threads() const { return pool_->threads(); }
   std::string name() const override;
   std::unique_ptr<Buffer> allocate(std::size_t bytes) override;
   std::unique_ptr<Buffer> allocate_pinned(std::size_t bytes) override { return allocate(bytes); }
-  std::unique_ptr<Stream> make_stream() override { return std::make_unique<CpuStream>(threads_); }
+  std::unique_ptr<Stream> make_stream() override { return std::make_unique<CpuStream>(pool_); }
   std::size_t available_memory() const override;
 
  private:
-  int threads_;
+  std::shared_ptr<ThreadPool> pool_;
 };
 
 }  // namespace onerec::cpu

@@ -1,11 +1,11 @@
-// A task is one tile of the queries that share a context: some rows of a request times the heads of one group. Its scores against the
-// whole context stay in cache between the two products, so the softmax needs no running maximum, which would round p differently.
+// A task is one tile of the queries that share a context: some rows of a request times the heads of one group. Its
+// scores against the whole context stay in cache between the two products, so the softmax needs no running maximum,
+// which would round p differently.
 
 #include "ops/cross_attention.h"
 
-#include <omp.h>
-
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "backends/cpu/block_matmul.h"
@@ -27,8 +27,8 @@ constexpr std::int64_t kLargestTile = 128;
 constexpr std::int64_t kSmallestTile = 12;
 // About 5 microseconds: less is not worth another thread.
 constexpr std::int64_t kProductsPerThread = 200'000;
-// From here on the values of a context are read often enough to be laid side by side first: a head's columns alone map to few sets of
-// the first-level cache.
+// From here on the values of a context are read often enough to be laid side by side first: a head's columns alone map
+// to few sets of the first-level cache.
 constexpr std::int64_t kQueriesWorthCopying = 16;
 
 ONEREC_MULTIVERSION void divide_f32(const float* sums, float divisor, std::int64_t count, float* out) {
@@ -150,8 +150,8 @@ class Context {
 };
 
 // Query `i` of a group: head i % (heads of a group) of row i / (heads of a group).
-std::size_t query_offset(const CrossAttentionParams& p, const ConstMatrix& m, std::int64_t first_row, std::int64_t group,
-                         std::int64_t i) {
+std::size_t query_offset(const CrossAttentionParams& p, const ConstMatrix& m, std::int64_t first_row,
+                         std::int64_t group, std::int64_t i) {
   const std::int64_t heads = p.heads / p.kv_heads;
   const std::int64_t element = (first_row + i / heads) * m.stride + (group * heads + i % heads) * p.head_dim;
   return static_cast<std::size_t>(element) * size_of(m.dtype);
@@ -246,13 +246,13 @@ void CpuBackend::cross_attention(Stream& stream, const CrossAttentionParams& par
   const Scratch scratch(arena, params, device_.threads());
   submit(stream, [p = params, scratch] {
     const int threads = threads_for(products(p), kProductsPerThread);
-#pragma omp parallel num_threads(threads)
-    {
-      const Scratch mine = scratch.of_thread(omp_get_thread_num());
+    const std::int64_t tasks = p.batch * p.kv_heads * scratch.tiles;
+    std::atomic<std::int64_t> next = 0;
+    current_pool().run(threads, [&](int rank) {
+      const Scratch mine = scratch.of_thread(rank);
       Context context(p, mine);
-#pragma omp for schedule(dynamic)
-      for (std::int64_t task = 0; task < p.batch * p.kv_heads * mine.tiles; ++task) run_tile(p, mine, context, task);
-    }
+      for (std::int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) run_tile(p, mine, context, task);
+    });
   });
 }
 

@@ -16,7 +16,7 @@ constexpr std::int64_t kRun = 256;
 template <class T>
 ONEREC_INLINE void finish_run(const Epilogue& e, std::int64_t r, std::int64_t begin, std::int64_t count) {
   float values[kRun];
-  const float* sums = e.sums + r * e.sums_stride + begin;
+  const float* sums = e.sums + r * e.y.cols + begin;
   if (e.row_scales != nullptr) {
     const float row_scale = e.row_scales[r];
     const float* column_scales = e.column_scales + begin;

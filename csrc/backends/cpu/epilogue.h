@@ -10,8 +10,7 @@ namespace onerec::cpu {
 
 // A rectangle of FP32 sums and where it goes. Null pointers leave their step out.
 struct Epilogue {
-  const float* sums = nullptr;  // [rows, cols]
-  std::int64_t sums_stride = 0;
+  const float* sums = nullptr;           // [rows, cols], contiguous
   const float* row_scales = nullptr;     // [rows]
   const float* column_scales = nullptr;  // [cols]; given if row_scales are
   const float* bias = nullptr;           // [cols]

@@ -1,8 +1,9 @@
 // Matrix products through a library: one interface, one implementation per build (gemm_onednn.cpp or
 // gemm_openblas.cpp).
 //
-// Every product is computed by the calling thread alone; matmul.h splits the work among threads. So the thread count
-// cannot change a result, and no second pool of threads competes with ours.
+// Every product is computed by the calling thread alone; matmul.h splits the work among threads and does what follows
+// the sums. So the thread count cannot change a result, no second pool of threads competes with ours, and a library
+// need not know our epilogues.
 #pragma once
 
 #include <cstddef>
@@ -41,41 +42,28 @@ class PackedMatrix {
 std::unique_ptr<PackedMatrix> pack_matrix(DType dtype, std::int64_t count, std::int64_t n, std::int64_t k,
                                           const void* values);
 
-// What a product reads and writes besides the weight, and what is done to the FP32 sums before they are rounded and
-// stored, in this order.
-struct GemmSpec {
-  std::int64_t lda = 0;     // elements between rows of a, whose dtype is the weight's
-  std::int64_t ldd = 0;     // elements between rows of d
-  DType out = DType::kF32;  // of d: kF32 or kBF16
-  bool bias = false;        // + bias[n]
-  bool leaky_relu = false;  // negative values times negative_slope
-  float negative_slope = 0.0f;
-  bool accumulate = false;  // + d as it was
-
-  bool operator==(const GemmSpec&) const = default;
-};
-
-// Whether the library does all of `spec` by itself. Always true for plain FP32 output.
-bool gemm_supports(const PackedMatrix& weight, const GemmSpec& spec);
-
-// d = epilogue(a b^T) for one panel of one weight. Made when an op is issued, for any number of rows up to a limit;
-// immutable and shared. A row's bits do not depend on the number of rows (tested; gemm_openblas.cpp says how far that
-// holds there).
+// sums = a b^T for one panel of one weight. Made when an op is issued, for any number of rows up to a limit; immutable
+// and shared. A row's bits do not depend on the number of rows (tested; gemm_openblas.cpp says how far that holds
+// there).
 class Gemm {
  public:
   virtual ~Gemm() = default;
-  // Memory that each concurrent call needs; aligned to 64.
+  // Memory that each concurrent call needs, aligned to 64.
   virtual std::size_t scratch_bytes() const = 0;
-  // a: [rows, k]; bias: of the panel's columns; d: the panel's columns. False if the library failed. Throws nothing.
-  virtual bool run(std::int64_t matrix, std::int64_t panel, std::int64_t rows, const void* a, const float* bias,
-                   void* d, void* scratch) const = 0;
+  // a: [rows, k] of the weight's dtype; sums: [rows, width of the panel]; both contiguous. False if the library failed.
+  // Throws nothing.
+  virtual bool run(std::int64_t matrix, std::int64_t panel, std::int64_t rows, const void* a, float* sums,
+                   void* scratch) const = 0;
   // The library's kernel for that many rows, as it calls it.
   virtual std::string kernel_name(std::int64_t rows) const = 0;
 };
 
-// Products of up to `max_rows` rows by up to `threads` threads at a time. `weight` must outlive it. Thread-safe. `spec`
-// is supported.
-std::shared_ptr<const Gemm> make_gemm(const PackedMatrix& weight, const GemmSpec& spec, std::int64_t max_rows,
-                                      int threads);
+// Products of up to `max_rows` rows by up to `threads` threads at a time. `weight` must outlive it. Thread-safe.
+std::shared_ptr<const Gemm> make_gemm(const PackedMatrix& weight, std::int64_t max_rows, int threads);
+
+// Where the OpenBLAS build finds its library: the file that Python's scipy-openblas32 package brings. Takes effect
+// before the first product; without it, the environment's ONEREC_OPENBLAS and then usual names are tried. The oneDNN
+// build ignores it.
+void set_openblas_path(const char* path);
 
 }  // namespace onerec::cpu

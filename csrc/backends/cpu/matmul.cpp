@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "backends/cpu/convert.h"
 #include "backends/cpu/epilogue.h"
@@ -18,22 +19,6 @@ constexpr std::int64_t kMinTaskRows = 32;
 constexpr std::int64_t kTasksPerThread = 4;
 // Multiply-adds below which another thread costs more than it saves: a few microseconds' worth.
 constexpr std::int64_t kProductsPerThread = 500'000;
-
-bool residual_is_output(const LinearParams& p) {
-  return p.residual.data == p.y.data && p.residual.stride == p.y.stride;
-}
-
-// The whole epilogue as the library would do it, if it can.
-GemmSpec fused_spec(const LinearParams& p, DType input) {
-  const bool direct = p.x.values.dtype == input;
-  return {.lda = direct ? p.x.values.stride : p.weight->inputs,
-          .ldd = p.y.stride,
-          .out = p.y.dtype,
-          .bias = p.bias != nullptr,
-          .leaky_relu = p.activation == Activation::kLeakyRelu,
-          .negative_slope = p.activation == Activation::kLeakyRelu ? p.negative_slope : 0.0f,
-          .accumulate = p.residual.data != nullptr};
-}
 
 // Rows of a task, a multiple of kMinTaskRows: enough tasks for every thread, or rather few large ones.
 std::int64_t rows_per_task(std::int64_t rows, std::int64_t panels, int threads) {
@@ -79,18 +64,17 @@ Matmul::Matmul(const LinearParams& params, int threads)
   const PackedMatrix& matrix = *weight_->matrix;
   const std::int64_t capacity = params.rows.capacity;
   const std::int64_t task_rows = std::min(capacity, kMaxTaskRows);
-  expand_input_ = params.x.values.dtype != matrix.dtype;
+  gemm_ = make_gemm(matrix, task_rows, threads);
 
-  GemmSpec spec = fused_spec(params, matrix.dtype);
-  finish_output_ = params.x.scale_kind == ScaleKind::kPerRow || !gemm_supports(matrix, spec) ||
-                   (params.residual.data != nullptr && !residual_is_output(params));
-  if (finish_output_) spec = {.lda = spec.lda, .ldd = matrix.panel_width};
-  gemm_ = make_gemm(matrix, spec, task_rows, threads);
+  expand_input_ = params.x.values.dtype != matrix.dtype || params.x.values.stride != matrix.k;
+  sums_are_output_ = params.x.scale_kind != ScaleKind::kPerRow && params.bias == nullptr &&
+                     params.activation == Activation::kNone && params.residual.data == nullptr &&
+                     params.y.dtype == DType::kF32 && matrix.panels == 1 && params.y.stride == matrix.n;
 
-  tile_bytes_ = finish_output_ ? align_up(static_cast<std::size_t>(task_rows * matrix.panel_width) * sizeof(float)) : 0;
+  tile_bytes_ =
+      sums_are_output_ ? 0 : align_up(static_cast<std::size_t>(task_rows * matrix.panel_width) * sizeof(float));
   own_bytes_ = tile_bytes_ + align_up(gemm_->scratch_bytes());
-  expanded_bytes_ =
-      expand_input_ ? align_up(static_cast<std::size_t>(capacity * weight_->inputs) * size_of(matrix.dtype)) : 0;
+  expanded_bytes_ = expand_input_ ? align_up(static_cast<std::size_t>(capacity * matrix.k) * size_of(matrix.dtype)) : 0;
   workspace_bytes_ = expanded_bytes_ + own_bytes_ * static_cast<std::size_t>(threads);
 }
 
@@ -98,6 +82,12 @@ void Matmul::expand_rows(std::int64_t begin, std::int64_t end, void* expanded) c
   const Matrix& x = params_.x.values;
   const std::int64_t cols = x.cols;
   for (std::int64_t r = begin; r < end; ++r) {
+    if (x.dtype == weight_->matrix->dtype) {
+      const auto row_bytes = static_cast<std::size_t>(cols) * size_of(x.dtype);
+      std::memcpy(static_cast<std::byte*>(expanded) + static_cast<std::size_t>(r) * row_bytes,
+                  x.row<std::byte>(0) + static_cast<std::size_t>(r * x.stride) * size_of(x.dtype), row_bytes);
+      continue;
+    }
     if (x.dtype == DType::kBF16) {
       bf16_to_f32(x.row<const BFloat16>(r), static_cast<float*>(expanded) + r * cols, cols);
       continue;
@@ -129,18 +119,15 @@ bool Matmul::do_task(const Task& task, std::byte* expanded, std::byte* own) cons
       expand_input_
           ? expanded + static_cast<std::size_t>(task.begin * x.cols) * size_of(matrix.dtype)
           : static_cast<const std::byte*>(x.data) + static_cast<std::size_t>(task.begin * x.stride) * size_of(x.dtype);
-  const float* const bias = params_.bias == nullptr ? nullptr : params_.bias + column;
   Matrix y = params_.y.columns(column, width);
   y.data = y.row<std::byte>(0) + static_cast<std::size_t>(task.begin * y.stride) * size_of(y.dtype);
   y.rows = task.rows;
-  std::byte* const scratch = own + tile_bytes_;
-  if (!finish_output_) return gemm_->run(task.expert, task.panel, task.rows, a, bias, y.data, scratch);
+  auto* const sums = static_cast<float*>(sums_are_output_ ? y.data : own);
+  if (!gemm_->run(task.expert, task.panel, task.rows, a, sums, own + tile_bytes_)) return false;
+  if (sums_are_output_) return true;
 
-  auto* const tile = reinterpret_cast<float*>(own);
-  if (!gemm_->run(task.expert, task.panel, task.rows, a, nullptr, tile, scratch)) return false;
-  Epilogue epilogue{.sums = tile,
-                    .sums_stride = matrix.panel_width,
-                    .bias = bias,
+  Epilogue epilogue{.sums = sums,
+                    .bias = params_.bias == nullptr ? nullptr : params_.bias + column,
                     .leaky_relu = params_.activation == Activation::kLeakyRelu,
                     .negative_slope = params_.negative_slope,
                     .residual = {},
@@ -170,26 +157,15 @@ void Matmul::run(std::span<const std::int32_t> offsets, void* workspace) const {
   std::byte* const own = expanded + expanded_bytes_;
   std::atomic<std::int64_t> next = 0;
   std::atomic<bool> failed = false;
-  const auto work = [&](int rank) {
+  auto work = [&](int rank) {
     tasks.take(next, [&](const Task& task) {
       if (!do_task(task, expanded, own + static_cast<std::size_t>(rank) * own_bytes_)) failed = true;
     });
   };
-  if (threads == 1) {
-    if (expand_input_) expand_rows(0, rows, expanded);
-    work(0);
-  } else {
-#pragma omp parallel num_threads(threads)
-    {
-      const std::int64_t rank = omp_get_thread_num();
-      if (expand_input_) {
-        const std::int64_t team = omp_get_num_threads();
-        expand_rows(rows * rank / team, rows * (rank + 1) / team, expanded);
-#pragma omp barrier
-      }
-      work(static_cast<int>(rank));
-    }
+  if (expand_input_) {
+    for_rows(rows, weight_->inputs, [&](std::int64_t begin, std::int64_t end) { expand_rows(begin, end, expanded); });
   }
+  current_pool().run(threads, work);
   ensure(!failed, "the matrix library failed in '", weight_->name, "'");
 }
 

@@ -1,9 +1,9 @@
 // y = epilogue(x W^T) for rows of x sorted by expert: what linear and grouped_linear share.
 //
 // The work is cut into tasks of a row chunk x a column panel of one expert, which threads take from a common counter. A
-// task is one call of the library and its epilogue. Where the library takes x as it is and does the whole epilogue,
-// nothing else happens; otherwise x is first converted as a whole, and each task leaves its FP32 sums in a tile of the
-// workspace that is still in cache for the epilogue.
+// task is one call of the library, which leaves its FP32 sums in a tile of the workspace, and the epilogue while the
+// tile is still in cache. If the library cannot multiply x as it lies, all of x is first expanded: converted to the
+// weight's type, or its rows closed up.
 #pragma once
 
 #include <memory>
@@ -37,8 +37,8 @@ class Matmul {
   LinearParams params_;
   const CpuLinearWeight* weight_;
   std::shared_ptr<const Gemm> gemm_;
-  bool expand_input_;   // x is converted to the weight's type first
-  bool finish_output_;  // sums go through a tile and apply_epilogue
+  bool expand_input_;
+  bool sums_are_output_;  // FP32 sums of one panel with nothing to do to them go straight to y
   int threads_;
   std::size_t tile_bytes_;
   std::size_t own_bytes_;  // of each thread: its tile, then the library's scratch

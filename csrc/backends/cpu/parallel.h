@@ -1,10 +1,11 @@
-// How many threads a piece of work is worth, and the split of rows among them.
+// How many threads a piece of work is worth, and its split among them.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+
+#include "backends/cpu/thread_pool.h"
 
 namespace onerec::cpu {
 
@@ -13,28 +14,41 @@ inline constexpr std::int64_t kElementsPerThread = 25'000;
 
 // 1 to the number of threads of this stream.
 inline int threads_for(std::int64_t work, std::int64_t work_per_thread) {
-  return static_cast<int>(std::clamp<std::int64_t>(work / work_per_thread, 1, omp_get_max_threads()));
+  return static_cast<int>(std::clamp<std::int64_t>(work / work_per_thread, 1, current_pool().threads()));
 }
 
-// Calls body(begin, end) for consecutive ranges that make up [0, rows), one per thread. `body` must not throw; its
-// loops belong in a function marked ONEREC_MULTIVERSION, which code inside a parallel region cannot be.
+// Calls body(rank, begin, end) for consecutive ranges that make up [0, rows), one per thread. `body` must not throw.
 template <class Body>
-void for_rows(std::int64_t rows, std::int64_t elements_per_row, Body&& body) {
-  const int threads =
-      static_cast<int>(std::min<std::int64_t>(threads_for(rows * elements_per_row, kElementsPerThread), rows));
-  if (threads <= 1) {
-    if (rows > 0) body(std::int64_t{0}, rows);
+void for_ranges(std::int64_t rows, std::int64_t elements_per_row, Body&& body) {
+  const std::int64_t team = std::min<std::int64_t>(threads_for(rows * elements_per_row, kElementsPerThread), rows);
+  if (team <= 1) {
+    if (rows > 0) body(0, std::int64_t{0}, rows);
     return;
   }
-#pragma omp parallel num_threads(threads)
-  {
-    // The runtime may give fewer threads than asked for.
-    const std::int64_t team = omp_get_num_threads();
-    const std::int64_t rank = omp_get_thread_num();
-    const std::int64_t begin = rows * rank / team;
-    const std::int64_t end = rows * (rank + 1) / team;
-    if (begin < end) body(begin, end);
+  current_pool().run(static_cast<int>(team), [&](int rank) { body(rank, rows * rank / team, rows * (rank + 1) / team); });
+}
+
+// The same without the rank.
+template <class Body>
+void for_rows(std::int64_t rows, std::int64_t elements_per_row, Body&& body) {
+  for_ranges(rows, elements_per_row, [&](int, std::int64_t begin, std::int64_t end) { body(begin, end); });
+}
+
+// Calls body(rank, task) for every task in [0, tasks), which up to `threads` threads take one by one. `body` must not throw.
+template <class Body>
+void for_tasks(int threads, std::int64_t tasks, Body&& body) {
+  const auto team = static_cast<int>(std::min<std::int64_t>(threads, tasks));
+  if (team <= 1) {
+    for (std::int64_t task = 0; task < tasks; ++task) body(0, task);
+    return;
   }
+  std::atomic<std::int64_t> next = 0;
+  current_pool().run(team, [&](int rank) {
+    for (std::int64_t task = next.fetch_add(1, std::memory_order_relaxed); task < tasks;
+         task = next.fetch_add(1, std::memory_order_relaxed)) {
+      body(rank, task);
+    }
+  });
 }
 
 }  // namespace onerec::cpu

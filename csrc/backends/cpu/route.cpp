@@ -1,5 +1,3 @@
-#include <omp.h>
-
 #include <algorithm>
 
 #include "backends/cpu/cpu_backend.h"
@@ -32,8 +30,8 @@ void score_softmax(const float* logits, std::int64_t experts, float* scores) {
   for (std::int64_t e = 0; e < experts; ++e) scores[e] /= total;
 }
 
-// Keeps the chosen experts sorted. A later expert moves up only past strictly smaller ones, which puts ties in order of index; a NaN moves
-// nothing, so that top_k distinct experts come out of any input.
+// Keeps the chosen experts sorted. A later expert moves up only past strictly smaller ones, which puts ties in order of
+// index; a NaN moves nothing, so that top_k distinct experts come out of any input.
 void choose_experts(const RouteParams& p, const float* scores, std::int32_t* selected, float* weights) {
   std::int64_t chosen = 0;
   for (std::int64_t e = 0; e < p.experts; ++e) {
@@ -100,8 +98,8 @@ void CpuBackend::route(Stream& stream, const RouteParams& params, Workspace work
   const Scratch scratch(arena, params, device_.threads());
   submit(stream, [p = params, scratch] {
     const std::int64_t rows = live(p.rows);
-    for_rows(rows, p.experts * 8, [&](std::int64_t begin, std::int64_t end) {
-      float* scores = scratch.scores + omp_get_thread_num() * p.experts;
+    for_ranges(rows, p.experts * 8, [&](int rank, std::int64_t begin, std::int64_t end) {
+      float* scores = scratch.scores + rank * p.experts;
       for (std::int64_t r = begin; r < end; ++r) route_row(p, r, scores);
     });
     sort_by_expert(p, rows, scratch.cursor);

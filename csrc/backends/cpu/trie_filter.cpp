@@ -7,8 +7,8 @@
 namespace onerec::cpu {
 namespace {
 
-// Walks the excluded positions [first, last) of one request along one level: positions under the same edge are neighbours, and an
-// edge with as many excluded items as items is blocked.
+// Walks the excluded positions [first, last) of one request along one level: positions under the same edge are
+// neighbours, and an edge with as many excluded items as items is blocked.
 void block_edges(const TrieLevel& level, std::int32_t edges, const std::int32_t* first, const std::int32_t* last,
                  std::uint32_t* blocked) {
   const std::int32_t* begin = level.item_begin;
@@ -33,15 +33,14 @@ void CpuBackend::trie_filter(Stream& stream, const TrieFilterParams& params) {
   submit(stream, [p = params] {
     if (p.batch == 0) return;
     const int threads = threads_for(p.batch * p.words + 64 * p.excluded_offsets[p.batch], kElementsPerThread);
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (std::int64_t b = 0; b < p.batch; ++b) {
+    for_tasks(threads, p.batch, [&](int, std::int64_t b) {
       std::uint32_t* blocked = p.blocked + b * p.words;
       std::fill_n(blocked, p.words, 0u);
       for (int t = 0; t < p.levels; ++t) {
         block_edges(p.trie->level[t], p.trie->edges[t], p.excluded + p.excluded_offsets[b],
                     p.excluded + p.excluded_offsets[b + 1], blocked + p.word_offset[t]);
       }
-    }
+    });
   });
 }
 

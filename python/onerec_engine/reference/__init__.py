@@ -6,7 +6,7 @@ Only this package imports torch.
 from __future__ import annotations
 
 from onerec_engine.reference.checkpoint import load_model, random_state_dict, save_checkpoint
-from onerec_engine.reference.emulation import Emulated, OperandTap, Precision, Quantized
+from onerec_engine.reference.emulation import Emulated, Operand, OperandTap, Precision, Quantized
 from onerec_engine.reference.generate import BeamResult, beam_search
 from onerec_engine.reference.inputs import ContextInput, PathwayInput
 from onerec_engine.reference.model import OneRecV2
@@ -22,6 +22,7 @@ __all__ = [
     "Excluded",
     "Native",
     "OneRecV2",
+    "Operand",
     "OperandTap",
     "PathwayInput",
     "Precision",

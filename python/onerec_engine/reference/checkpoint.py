@@ -15,10 +15,9 @@ from torch import Tensor
 
 from onerec_engine.config import OneRecV2Config, load_config
 from onerec_engine.reference.model import OneRecV2
+from onerec_engine.weights import expected_tensors
 
 __all__ = ["load_model", "random_state_dict", "save_checkpoint"]
-
-_FP32_NAMES = ("norm.weight", ".bias", "e_score_correction_bias")
 
 
 def random_state_dict(config: OneRecV2Config, seed: int = 0, scale: float = 1.0) -> dict[str, Tensor]:
@@ -33,8 +32,7 @@ def random_state_dict(config: OneRecV2Config, seed: int = 0, scale: float = 1.0)
         scale: factor on the heads' weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in OneRecV2(config).state_dict().items()}
+    shapes = {spec.name: spec.shape for spec in expected_tensors(config)}
     depth = 1.0 / math.sqrt(3.0 * config.num_hidden_layers)
     out: dict[str, Tensor] = {}
     for name in sorted(shapes):
@@ -84,9 +82,10 @@ def save_checkpoint(
     path.mkdir(parents=True, exist_ok=True)
     raw = config.to_dict() | {"torch_dtype": str(dtype).removeprefix("torch.")}
     (path / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    vectors = {spec.name for spec in expected_tensors(config) if spec.kind == "vector"}
     tensors = {}
     for name, value in state_dict.items():
-        kept = torch.float32 if keep_fp32 and name.endswith(_FP32_NAMES) else dtype
+        kept = torch.float32 if keep_fp32 and name in vectors else dtype
         # A clone: views of stacked experts share memory, which safetensors refuses.
         tensors[name] = value.detach().to("cpu", kept, copy=True).contiguous()
     _save_tensors(path, tensors, max_shard_bytes)

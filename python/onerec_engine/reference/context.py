@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from onerec_engine.config import CategoricalField, OneRecV2Config, Pathway
 from onerec_engine.reference.inputs import ContextInput, PathwayInput
-from onerec_engine.reference.numerics import ContextKV, Modules, Native, RMSNorm
+from onerec_engine.reference.numerics import ContextKV, Modules, Native, RMSNorm, heads
 
 __all__ = ["ContextProcessor", "PathwayProjection"]
 
@@ -21,6 +21,7 @@ class PathwayProjection(nn.Module):
     def __init__(self, config: OneRecV2Config, pathway: Pathway) -> None:
         """Makes the pathway's weights."""
         super().__init__()
+        self.prefix = f"context.pathways.{pathway.name}.proj"
         self.fields_in_order = pathway.fields
         self.slope = pathway.negative_slope
         self.fields = nn.ModuleDict(
@@ -61,7 +62,7 @@ class PathwayProjection(nn.Module):
         if self.dropout:
             x = functional.dropout(x, self.dropout, self.training)
         for i, layer in enumerate(self.proj):
-            x = ops.plain_linear(x, layer.weight, layer.bias)
+            x = ops.plain_linear(f"{self.prefix}.{i}", x, layer.weight, layer.bias)
             if i + 1 < len(self.proj):
                 x = functional.leaky_relu(x, self.slope)
             x = ops.store(x)
@@ -128,7 +129,7 @@ class ContextProcessor(nn.Module):
             part = ops.store(ops.norm(packed[:, slice_index * width : (slice_index + 1) * width], norm))
             if not full:
                 part = part.new_zeros(batch * longest, width).index_copy(0, place, part)
-            return part.view(batch, longest, -1, self.config.head_dim).transpose(1, 2)
+            return heads(part.view(batch, longest, width), self.config.head_dim).transpose(1, 2)
 
         keys = tuple(padded(j * split, norm) for j, norm in enumerate(self.k_norms))
         values = keys if split == 1 else tuple(padded(2 * j + 1, norm) for j, norm in enumerate(self.v_norms))

@@ -1,4 +1,4 @@
-"""The rounding policies of docs/numerics.md, emulated in FP32, with taps on the FP8 operands."""
+"""The rounding policies of docs/numerics.md, emulated in FP32, with taps on the operands of the matrix products."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from onerec_engine.reference.quantize import (
     round_bf16,
 )
 
-__all__ = ["Emulated", "OperandTap", "Precision", "Quantized"]
+__all__ = ["Emulated", "Operand", "OperandTap", "Precision", "Quantized", "Scheme"]
 
 Precision = Literal["fp32", "bf16", "fp8"]
+
+Scheme = Literal["plain", "channel", "block"]
+"""How ``fp8`` holds a linear's operands: not at all, per token and output channel, or 1 x 128 and 128 x 128."""
 
 
 class Quantized(NamedTuple):
@@ -30,11 +33,15 @@ class Quantized(NamedTuple):
     scales: Tensor
 
 
-OperandTap = Callable[[str, int, Quantized], Quantized | None]
-"""Called as tap(name, step, operand) at each FP8 linear, `operand` being this side's quantised activation.
+Operand = Tensor | Quantized
+"""A linear's left-hand side: values as stored, float32 [M, K], or codes and scales."""
+
+OperandTap = Callable[[str, int, Operand], Operand | None]
+"""Called as tap(name, step, operand) at each linear, `operand` being this side's activation as it is multiplied.
 
 `name` is the fused group's (``model.layers.{l}.self_attn.qkv_proj`` ...), rows are in the order of the step's rows;
-for routed experts row * k + i is the i-th selected expert of a row. A returned operand replaces this side's.
+for routed experts row * k + i is the i-th selected expert of a row. The context's linears, whose rows are a pathway's
+tokens, come before step 0 and carry its number. A returned operand of the same type and shapes replaces this side's.
 """
 
 
@@ -60,7 +67,7 @@ class Emulated(Native):
         Args:
             precision: which column of the table.
             experts: scheme of the routed experts under ``fp8``.
-            tap: sees, and may replace, the quantised activations under ``fp8``.
+            tap: sees, and may replace, the left-hand side of every linear.
             weights: pre-quantised weights by checkpoint name, used instead of quantising the model's own.
         """
         self.precision = precision
@@ -92,19 +99,21 @@ class Emulated(Native):
         """Block linears; quantises (``fp8``) or rounds (``bf16``) their common input first."""
         prefix = name.rsplit(".", 1)[0]
         leading = x.shape[:-1]
-        rows = x.reshape(-1, x.shape[-1])
-        operand = self.quantize_activation(name, rows, block=False) if self.precision == "fp8" else self.store(rows)
+        operand = self.operand(name, x.reshape(-1, x.shape[-1]), "channel")
         outputs = []
         for member, layer in zip(_members(name), layers, strict=True):
-            total = self.product(operand, f"{prefix}.{member}.weight", layer.weight, block=False)
+            total = self.product(operand, f"{prefix}.{member}.weight", layer.weight, "channel")
             if layer.bias is not None:
                 total = total + layer.bias.float()
-            outputs.append(total.view(*leading, -1))
+            outputs.append(total.view(*leading, total.shape[-1]))
         return outputs
 
-    def plain_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def plain_linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A linear of stored input and BF16 (or FP32) weight, summed in FP32."""
-        total = self.store(x) @ self.table(weight).T
+        operand = self.operand(name, x.reshape(-1, x.shape[-1]), "plain")
+        if not isinstance(operand, Tensor):
+            raise TypeError(f"[tap] got codes for {name}, which is never quantised. Return values.")
+        total = (operand @ self.table(weight).T).view(*x.shape[:-1], weight.shape[0])
         return total if bias is None else total + bias.float()
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -147,38 +156,42 @@ class Emulated(Native):
         terms = [p[..., s, None] * v.unsqueeze(2) for s, v in enumerate(values)]
         return (torch.stack(terms).sum(0) / p.sum(-1, keepdim=True)).reshape(rows, heads * width)
 
-    def quantize_activation(self, name: str, rows: Tensor, *, block: bool) -> Quantized:
-        """Quantises FP32 rows [M, K] per token, or per 1 x 128 with `block`, and consults the tap."""
-        operand = Quantized(*(quantize_row_blocks(rows) if block else quantize_rows(rows)))
-        replaced = self.tap(name, self.step, operand) if self.tap is not None else None
-        return operand if replaced is None else replaced
+    def operand(self, name: str, rows: Tensor, scheme: Scheme) -> Operand:
+        """FP32 rows [M, K] as linear `name` takes them, after the tap."""
+        own: Operand
+        if self.precision != "fp8" or scheme == "plain":
+            own = self.store(rows)
+        else:
+            own = Quantized(*(quantize_row_blocks(rows) if scheme == "block" else quantize_rows(rows)))
+        replaced = self.tap(name, self.step, own) if self.tap is not None else None
+        return own if replaced is None else replaced
 
-    def weight_operand(self, name: str, weight: Tensor, *, block: bool) -> Quantized:
+    def weight_operand(self, name: str, weight: Tensor, scheme: Scheme) -> Quantized:
         """Codes and scales of a weight [N, K], from the checkpoint if it was pre-quantised."""
         if name in self._given:
             return self._given[name]
         value = weight.detach().float()
-        return Quantized(*(quantize_block_128x128(value) if block else quantize_rows(value)))
+        return Quantized(*(quantize_block_128x128(value) if scheme == "block" else quantize_rows(value)))
 
-    def product(self, operand: Tensor | Quantized, name: str, weight: Tensor, *, block: bool) -> Tensor:
+    def product(self, operand: Operand, name: str, weight: Tensor, scheme: Scheme) -> Tensor:
         """Operand [M, K] times weight [N, K] transposed, the FP32 sum with scales applied [M, N].
 
         Args:
             operand: stored values, or codes and scales under ``fp8``.
             name: the weight's checkpoint name.
             weight: its value.
-            block: 1 x 128 by 128 x 128 scales instead of per token by per channel.
+            scheme: the weight's.
         """
         if isinstance(operand, Tensor):
             if name not in self._linears:
                 self._linears[name] = self.store(weight.detach())
             return operand @ self._linears[name].T
         if name not in self._quantized:
-            codes, scales = self.weight_operand(name, weight, block=block)
+            codes, scales = self.weight_operand(name, weight, scheme)
             self._quantized[name] = dequantize_e4m3(codes), scales
         w, w_scale = self._quantized[name]
         a = dequantize_e4m3(operand.codes)
-        if not block:
+        if scheme != "block":
             return operand.scales[:, None] * (w_scale * (a @ w.T))
         total = a.new_zeros(a.shape[0], w.shape[0])
         for kb in range(w_scale.shape[1]):

@@ -94,7 +94,8 @@ class SelfAttention(nn.Module):
             attended = ops.causal_attention(q, k, v, self.scale)
         else:
             keys, values = history.extend(self.layer, k.flatten(0, 1), v.flatten(0, 1))
-            attended = ops.step_attention(q.flatten(0, 1), keys, values, self.scale).view(*x.shape[:2], -1)
+            attended = ops.step_attention(q.flatten(0, 1), keys, values, self.scale)
+            attended = attended.view(*x.shape[:2], attended.shape[-1])
         (out,) = ops.linear(f"{self.prefix}.o_proj", ops.store(attended), [self.o_proj])
         return out
 

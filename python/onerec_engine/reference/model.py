@@ -69,7 +69,9 @@ class OneRecV2(nn.Module):
 
     def context_kv(self, context: ContextInput, ops: Native | None = None) -> ContextKV:
         """The context's keys and values, computed once per request and shared by all its rows."""
-        kv: ContextKV = self.context(context, ops or Native())
+        ops = ops or Native()
+        ops.step = 0
+        kv: ContextKV = self.context(context, ops)
         return kv
 
     def forward(self, context: ContextInput, semantic_ids: Tensor, ops: Native | None = None) -> list[Tensor]:
@@ -128,4 +130,4 @@ class OneRecV2(nn.Module):
 
     def _logits(self, step: int, h: Tensor, ops: Native) -> Tensor:
         norm, head = self.model.output_norms.at(step), self.lm_heads.at(step)
-        return ops.plain_linear(ops.norm(h, norm), head.weight, head.bias)
+        return ops.plain_linear(f"lm_heads.{step}", ops.norm(h, norm), head.weight, head.bias)

@@ -42,9 +42,10 @@ class Router(nn.Module):
 
     e_score_correction_bias: Tensor
 
-    def __init__(self, config: OneRecV2Config) -> None:
-        """Makes the router of one layer."""
+    def __init__(self, config: OneRecV2Config, name: str) -> None:
+        """Makes the router of one layer, `name` being its checkpoint name."""
         super().__init__()
+        self.name = name
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
         self.top_k, self.sigmoid = config.num_experts_per_tok, config.scoring_func == "sigmoid"
@@ -52,7 +53,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor, ops: Native) -> tuple[Tensor, Tensor]:
         """Normed rows [R, d] -> selected experts int64 [R, k] and their weights float32 [R, k]."""
-        logits = ops.plain_linear(x, self.weight, None).float()
+        logits = ops.plain_linear(self.name, x, self.weight, None).float()
         scores = torch.sigmoid(logits) if self.sigmoid else torch.softmax(logits, -1)
         biased = scores + self.e_score_correction_bias.float()
         if ops.exact:
@@ -122,7 +123,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         d, f = config.hidden_size, config.moe_intermediate_size
         self.prefix = prefix
-        self.gate = Router(config)
+        self.gate = Router(config, f"{prefix}.gate")
         self.experts = Experts(config.n_routed_experts, d, f)
         self.shared_experts: FeedForward | None = None
         if config.n_shared_experts:
@@ -160,7 +161,7 @@ class MixtureOfExperts(nn.Module):
         dense = torch.zeros(rows.shape[0], count, dtype=weights.dtype, device=rows.device).scatter(1, chosen, weights)
         gate = functional.linear(rows, self.experts.gate_proj.view(count * inner, size))
         up = functional.linear(rows, self.experts.up_proj.view(count * inner, size))
-        hidden = (functional.silu(gate) * up).view(-1, count, inner) * dense.unsqueeze(-1).to(gate.dtype)
+        hidden = (functional.silu(gate) * up).view(rows.shape[0], count, inner) * dense.unsqueeze(-1).to(gate.dtype)
         down = self.experts.down_proj.permute(1, 0, 2).reshape(size, count * inner)
         return functional.linear(hidden.flatten(1), down)
 
@@ -186,7 +187,7 @@ class MixtureOfExperts(nn.Module):
         gate, up = self._grouped("gate_up_proj", ("gate_proj", "up_proj"), repeated, flat, ops)
         inner = ops.swiglu(ops.store(gate), ops.store(up))
         (down,) = self._grouped("down_proj", ("down_proj",), inner, flat, ops)
-        down = ops.store(down).view(rows.shape[0], pairs, -1)
+        down = ops.store(down).view(rows.shape[0], pairs, rows.shape[1])
         total = torch.zeros_like(rows)
         for i in range(pairs):
             total = total + weights[:, i, None] * down[:, i]
@@ -196,18 +197,15 @@ class MixtureOfExperts(nn.Module):
         self, fused: str, members: tuple[str, ...], rows: Tensor, expert: Tensor, ops: Emulated
     ) -> list[Tensor]:
         """Each row [K] through its expert's matrices: [P, K] -> one [P, N] per member, not yet stored."""
-        block = ops.experts_scheme == "block"
-        if ops.precision == "fp8":
-            codes, scales = ops.quantize_activation(f"{self.prefix}.experts.{fused}", rows, block=block)
-        else:
-            stored = ops.store(rows)
+        scheme = ops.experts_scheme
+        operand = ops.operand(f"{self.prefix}.experts.{fused}", rows, scheme)
         outputs = []
         for member in members:
             stacked: Tensor = getattr(self.experts, member)
             out = rows.new_zeros(rows.shape[0], stacked.shape[1])
             for e in torch.unique(expert).tolist():
-                mine = expert == e
-                operand = Quantized(codes[mine], scales[mine]) if ops.precision == "fp8" else stored[mine]
-                out[mine] = ops.product(operand, f"{self.prefix}.experts.{e}.{member}.weight", stacked[e], block=block)
+                at = expert == e
+                mine = operand[at] if isinstance(operand, Tensor) else Quantized(operand.codes[at], operand.scales[at])
+                out[at] = ops.product(mine, f"{self.prefix}.experts.{e}.{member}.weight", stacked[e], scheme)
             outputs.append(out)
         return outputs

@@ -29,7 +29,7 @@ class Modules(nn.ModuleList, Generic[M]):
 
 def heads(x: Tensor, width: int) -> Tensor:
     """Splits the last axis into heads: [..., n * width] -> [..., n, width]."""
-    return x.view(*x.shape[:-1], -1, width)
+    return x.view(*x.shape[:-1], x.shape[-1] // width, width)
 
 
 class RMSNorm(nn.Module):
@@ -97,8 +97,15 @@ class Native:
         """
         return [functional.linear(x, layer.weight, layer.bias) for layer in layers]
 
-    def plain_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """A linear that is never quantised (context, router, head): [..., K] -> [..., N], not yet stored."""
+    def plain_linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A linear that is never quantised (context, router, head): [..., K] -> [..., N], not yet stored.
+
+        Args:
+            name: its checkpoint name without ``.weight``.
+            x: the input.
+            weight: [N, K].
+            bias: [N] or None.
+        """
         return functional.linear(x, weight, bias)
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:

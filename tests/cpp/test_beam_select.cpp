@@ -1,0 +1,161 @@
+// Beam selection against a full sort of all candidates, and its log-sum-exp against float64.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "support/selection.h"
+
+namespace onerec::test {
+namespace {
+
+using Counts = std::vector<std::int64_t>;
+
+TEST(BeamSelect, MatchesAFullSort) {
+  Random random(51);
+  for (const std::int64_t codebook : {1, 2, 7, 16, 31, 64, 100, 256, 8192}) {
+    for (const std::int64_t width : {1, 2, 13, 64, 1024}) {
+      Selection x(random, {1, 17, 3, 5}, {width, width, width / 2, 0}, codebook, 1, 0.3);
+      x.run();
+      x.check();
+    }
+  }
+}
+
+TEST(BeamSelect, MatchesAFullSortOnRandomShapes) {
+  Random random(52);
+  for (int i = 0; i < 150; ++i) {
+    Counts rows, widths;
+    for (std::int64_t b = uniform(random, 0, 5); b > 0; --b) {
+      rows.push_back(uniform(random, 0, 3) == 0 ? uniform(random, 0, 2) : uniform(random, 1, 90));
+      widths.push_back(uniform(random, 0, 3) == 0 ? uniform(random, 0, 2) : uniform(random, 1, 200));
+    }
+    const std::int64_t codebook = uniform(random, 0, 1) == 0 ? uniform(random, 1, 40) : uniform(random, 1, 600);
+    const double density = std::array{0.0, 0.01, 0.2, 1.0}[static_cast<std::size_t>(uniform(random, 0, 3))];
+    Selection x(random, rows, widths, codebook, static_cast<int>(uniform(random, 0, 2)), density,
+                uniform(random, 0, 1) == 1);
+    // Coarse logits and scores make many ties; steep ones put all survivors into few rows.
+    const float step = std::array{0.0f, 0.5f, 2.0f}[static_cast<std::size_t>(uniform(random, 0, 2))];
+    for (std::int64_t r = 0; r < total_of(rows); ++r) {
+      for (std::int64_t c = 0; c < codebook && step > 0; ++c)
+        x.logits.set(r, c, std::round(x.logits.get(r, c) / step) * step);
+      if (step > 0) x.current.scores[r] = std::round(x.current.scores[r] / step) * step * 4;
+      if (uniform(random, 0, 9) == 0) x.kill(r);
+    }
+    x.run(static_cast<int>(uniform(random, 1, 4)));
+    x.check();
+    ASSERT_FALSE(HasFatalFailure()) << "case " << i;
+  }
+}
+
+TEST(BeamSelect, OrdersEqualScoresByRowAndCode) {
+  Random random(53);
+  for (const auto& [rows, width, codebook] : {std::array{1, 64, 65536}, {64, 64, 256}, {7, 1000, 300}, {3, 50, 5}}) {
+    Selection x(random, {rows, rows}, {width, width}, codebook, 1, 0.5);
+    for (std::int64_t r = 0; r < 2 * rows; ++r) {
+      for (std::int64_t c = 0; c < codebook; ++c) x.logits.set(r, c, 1.0f);
+      x.current.scores[r] = 0.0f;
+    }
+    x.run();
+    x.check();
+  }
+}
+
+// A codebook of one code: logit - lse is 0, so the score is the cumulative one, of either sign.
+TEST(BeamSelect, TreatsNegativeZeroAsZero) {
+  Random random(54);
+  Selection x(random, {4}, {4}, 1);
+  for (std::int64_t r = 0; r < 4; ++r) {
+    x.logits.set(r, 0, r < 2 ? 0.0f : -0.0f);
+    x.current.scores[r] = r % 2 == 0 ? -0.0f : 0.0f;
+  }
+  x.run();
+  for (std::int64_t i = 0; i < 4; ++i) EXPECT_EQ(x.next.ancestry[1][i], i);
+}
+
+TEST(BeamSelect, ReportsRowsThatAreNotFinite) {
+  for (const float bad : {std::nanf(""), INFINITY, -INFINITY}) {
+    for (const std::int64_t codebook : {5, 100, 700}) {
+      Random random(55);
+      Selection x(random, {6, 6, 6, 6}, {20, 20, 20, 20}, codebook, 1, 0.5);
+      x.logits.set(2, codebook - 1, bad);  // a single -inf is a code of probability 0
+      for (std::int64_t c = 0; c < codebook; ++c) x.logits.set(7, c, bad);
+      x.logits.set(13, 0, bad);
+      x.kill(13);  // nobody reads a dead row
+      x.run();
+      x.check();
+      EXPECT_EQ(x.status[1], 1);
+      EXPECT_EQ(x.status[2], 0);
+      EXPECT_EQ(x.status[3], 0);
+    }
+  }
+}
+
+TEST(BeamSelect, KeepsAStatusThatIsRaised) {
+  Random random(56);
+  Selection x(random, {2}, {2}, 8);
+  x.status[0] = 1;
+  x.run();
+  EXPECT_EQ(x.status[0], 1);
+}
+
+TEST(BeamSelect, YieldsDeadBeamsWhereCandidatesAreMissing) {
+  Random random(57);
+  Selection x(random, {3, 3, 0}, {30, 30, 4}, 7, 2, 0.4, true);
+  for (std::int64_t r = 0; r < 3; ++r) x.kill(r);
+  for (std::uint32_t& word : x.blocked) word = ~0u;
+  x.run();
+  x.check();
+  for (std::int64_t i = 0; i < 64; ++i) EXPECT_EQ(x.next.states[i], -1);
+}
+
+TEST(BeamSelect, DoesNotDependOnThreads) {
+  Random random(58);
+  Selection x(random, {128, 100, 1}, {128, 300, 512}, 2048, 1, 0.1);
+  x.run(1);
+  x.check();
+  const auto scores = x.next.scores.snapshot(), codes = x.next.codes.snapshot();
+  for (const int threads : {2, 5}) {
+    for (GuardedBuffer* buffer : x.next.buffers()) buffer->poison();
+    x.run(threads);
+    EXPECT_TRUE(scores == x.next.scores.snapshot() && codes == x.next.codes.snapshot()) << threads << " threads";
+  }
+}
+
+TEST(BeamSelect, LogSumExpMatchesFloat64) {
+  Random random(59);
+  for (const std::int64_t count : {1, 2, 63, 64, 65, 1000, 65536}) {
+    for (const float deviation : {1e-6f, 1.0f, 30.0f}) {
+      const TestArray<float> logits = random_floats(random, count, deviation);
+      const double largest = *std::max_element(logits.begin(), logits.end());
+      double sum = 0;
+      for (const float logit : logits) sum += std::exp(logit - largest);
+      const double want = largest + std::log(sum);
+      EXPECT_NEAR(cpu::log_sum_exp(logits.get(), count), want, 2e-6 * (1 + std::abs(want)));
+    }
+  }
+}
+
+TEST(BeamSelect, RefusesWrongParameters) {
+  Random random(60);
+  const Selection x(random, {2}, {2}, 8);
+  Runner runner;
+  const auto refusal = [&](const std::function<void(BeamSelectParams&)>& change) {
+    BeamSelectParams params = x.params();
+    change(params);
+    return runner.refusal([&](OpContext& context) { beam_select(context, params); });
+  };
+  EXPECT_EQ(refusal([](auto&) {}), "");
+  EXPECT_EQ(refusal([](auto& p) { p.level = 3; }), "[beam_select] got level 3, want 0 to 2. Correct the step.");
+  EXPECT_EQ(refusal([](auto& p) { p.codebook = 0; }),
+            "[beam_select] got a codebook of 0 codes, want 1 to 2147483647. Correct the configuration.");
+  EXPECT_NE(refusal([](auto& p) { p.codebook = 9; }), "");
+  EXPECT_NE(refusal([](auto& p) { p.max_request_rows = std::int64_t{1} << 30; }), "");
+  EXPECT_NE(refusal([](auto& p) { p.status = nullptr; }), "");
+  EXPECT_NE(refusal([](auto& p) { p.next.scores = nullptr; }), "");
+  EXPECT_NE(refusal([&](auto& p) { p.trie = &x.trie; }), "");
+}
+
+}  // namespace
+}  // namespace onerec::test

@@ -1,0 +1,164 @@
+// grouped_linear: rows sorted by expert, in every format, for every way in which the rows may fall on the experts.
+#include "ops/grouped_linear.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "support/oracle.h"
+#include "support/runner.h"
+#include "support/weights.h"
+
+namespace onerec {
+namespace {
+
+using test::Random;
+using test::Runner;
+using test::TestArray;
+using test::TestInput;
+using test::TestMatrix;
+using test::TestWeight;
+
+struct Format {
+  WeightFormat format;
+  DType dtype;
+  DType out;
+};
+
+std::vector<std::int32_t> offsets_of(const std::vector<std::int32_t>& counts) {
+  std::vector<std::int32_t> offsets = {0};
+  for (const std::int32_t count : counts) offsets.push_back(offsets.back() + count);
+  return offsets;
+}
+
+class GroupedLinear : public testing::TestWithParam<Format> {
+ protected:
+  void check(const std::vector<std::int32_t>& counts, std::int64_t capacity, std::int64_t inputs, std::int64_t outputs,
+             std::int64_t padding = 0, int threads = 2) {
+    const auto [format, dtype, out] = GetParam();
+    SCOPED_TRACE(concat(inputs, " -> ", outputs, " first count ", counts[0], " capacity ", capacity));
+    const auto experts = static_cast<std::int64_t>(counts.size());
+    Random random(5);
+    Runner runner(threads);
+    const TestWeight weight(runner.backend(), random, format, dtype, experts, outputs, inputs);
+    const TestInput x(random, format, dtype, capacity, inputs, padding);
+    const TestArray<std::int32_t> offsets(offsets_of(counts));
+    TestMatrix y(out, capacity, outputs, padding);
+    const std::vector<unsigned char> unwritten = y.row_bytes(0);
+    const GroupedLinearParams params{
+        .x = x.view(), .weight = weight.packed(), .offsets = offsets.get(), .y = y.view(), .rows_capacity = capacity};
+    runner.run([&](OpContext& context) { grouped_linear(context, params); }, {&y});
+
+    for (std::int64_t expert = 0; expert < experts; ++expert) {
+      for (std::int64_t r = offsets[expert]; r < offsets[expert + 1]; ++r) {
+        for (std::int64_t n = 0; n < outputs; ++n) {
+          const test::Dot want = test::dot(x, r, weight, expert, n, inputs);
+          test::expect_close(out, y.get(r, n), want.sum, want.slack, "y", r, n);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+    for (std::int64_t r = offsets[experts]; r < capacity; ++r) ASSERT_EQ(y.row_bytes(r), unwritten) << "row " << r;
+  }
+};
+
+TEST_P(GroupedLinear, AnySplitOfTheRows) {
+  check({0, 0, 0}, 8, 24, 40);
+  check({1}, 1, 24, 40);
+  check({0, 5, 0, 1, 31, 0, 3}, 40, 24, 40);
+  check({0, 5, 0, 1, 31, 0, 3}, 50, 24, 40, 5);
+  check({67, 1, 0, 130}, 198, 48, 72);
+  check({67, 1, 0, 130}, 300, 48, 72, 0, 1);
+}
+
+TEST_P(GroupedLinear, WidthsThatAreNotWholeBlocks) {
+  check({3, 17}, 20, 1, 1);
+  check({3, 17}, 20, 131, 300);
+  check({3, 17}, 20, 257, 129);
+}
+
+TEST_P(GroupedLinear, RealShape) { check({40, 3, 0, 21, 64, 1, 9, 30}, 192, 256, 512); }
+
+TEST_P(GroupedLinear, NoCapacity) { check({0, 0}, 0, 16, 16); }
+
+// A row's bits depend on its expert alone, not on the rows beside it, the other experts, or the thread count.
+TEST_P(GroupedLinear, RowsDoNotDependOnTheBatch) {
+  const auto [format, dtype, out] = GetParam();
+  constexpr std::int64_t kRows = 260;
+  constexpr std::int64_t kInputs = 320;
+  constexpr std::int64_t kOutputs = 384;
+  std::vector<unsigned char> alone;
+  for (const int threads : {1, 2, 3}) {
+    Runner runner(threads);
+    Random random(9);
+    const TestWeight weight(runner.backend(), random, format, dtype, 2, kOutputs, kInputs);
+    const TestInput x(random, format, dtype, kRows, kInputs);
+    const auto run = [&](std::int32_t first) {
+      TestMatrix y(out, kRows, kOutputs);
+      const TestArray<std::int32_t> offsets({0, first, static_cast<std::int32_t>(kRows)});
+      runner.run_once([&](OpContext& context) {
+        grouped_linear(context, {.x = x.view(),
+                                 .weight = weight.packed(),
+                                 .offsets = offsets.get(),
+                                 .y = y.view(),
+                                 .rows_capacity = kRows});
+      });
+      return y.snapshot();
+    };
+    if (alone.empty()) alone = run(kRows);
+    for (const std::int32_t first : {1, 2, 31, 33, 128, 255}) {
+      const std::vector<unsigned char> got = run(first);
+      const auto bytes = static_cast<std::ptrdiff_t>(first * kOutputs) * static_cast<std::ptrdiff_t>(size_of(out));
+      ASSERT_TRUE(std::equal(got.begin(), got.begin() + bytes, alone.begin()))
+          << first << " rows, " << threads << " threads";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, GroupedLinear,
+                         testing::Values(Format{WeightFormat::kDense, DType::kF32, DType::kF32},
+                                         Format{WeightFormat::kDense, DType::kBF16, DType::kBF16},
+                                         Format{WeightFormat::kFp8Channel, DType::kE4M3, DType::kBF16},
+                                         Format{WeightFormat::kFp8Block, DType::kE4M3, DType::kBF16},
+                                         Format{WeightFormat::kFp8Block, DType::kE4M3, DType::kF32}),
+                         [](const auto& info) {
+                           const WeightFormat format = info.param.format;
+                           return concat(format == WeightFormat::kDense        ? "dense_"
+                                         : format == WeightFormat::kFp8Channel ? "channel_"
+                                                                               : "block_",
+                                         name_of(info.param.dtype), "_to_", name_of(info.param.out));
+                         });
+
+TEST(GroupedLinearContract, RefusesWhatItCannotDo) {
+  Runner runner(1);
+  Random random(1);
+  const TestWeight weight(runner.backend(), random, WeightFormat::kFp8Block, DType::kE4M3, 2, 16, 200);
+  const TestInput x(random, WeightFormat::kFp8Block, DType::kE4M3, 4, 200);
+  const TestInput per_row(random, WeightFormat::kFp8Channel, DType::kE4M3, 4, 200);
+  TestMatrix y(DType::kF32, 4, 16);
+  const TestArray<std::int32_t> offsets({0, 2, 4});
+  const GroupedLinearParams good{
+      .x = x.view(), .weight = weight.packed(), .offsets = offsets.get(), .y = y.view(), .rows_capacity = 4};
+  const auto refusal = [&](auto&& change) {
+    GroupedLinearParams params = good;
+    change(params);
+    return runner.refusal([&](OpContext& context) { grouped_linear(context, params); });
+  };
+  EXPECT_EQ(refusal([](GroupedLinearParams&) {}), "");
+  EXPECT_EQ(
+      refusal([&](GroupedLinearParams& p) { p.x = per_row.view(); }),
+      "[grouped_linear] got x as codes with one scale per row, want codes with one scale per row and 128 columns. "
+      "Quantise it that way.");
+  EXPECT_EQ(refusal([](GroupedLinearParams& p) { p.offsets = nullptr; }),
+            "[grouped_linear] got no offsets, want an array. Pass its address.");
+  EXPECT_NE(refusal([](GroupedLinearParams& p) { p.weight = nullptr; }), "");
+  EXPECT_NE(refusal([](GroupedLinearParams& p) { p.rows_capacity = 5; }), "");
+  EXPECT_NE(refusal([](GroupedLinearParams& p) { p.x.scale_stride = 3; }), "");
+  EXPECT_NE(refusal([](GroupedLinearParams& p) { p.y.cols = 8; }), "");
+  EXPECT_NE(refusal([](GroupedLinearParams& p) { p.y.dtype = DType::kE4M3; }), "");
+}
+
+}  // namespace
+}  // namespace onerec
