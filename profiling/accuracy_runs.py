@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def run(setting: Setting, precision: str, baseline: Run | None) -> Run:
     if file.is_file():
         print(f"{precision}: taken from {file}", file=sys.stderr)
         return _load(file, precision)
-    limits = {"max_batch": setting.batch_size, "max_beam_width": setting.beam_width}
+    limits: dict[str, Any] = {"max_batch": setting.batch_size, "max_beam_width": setting.beam_width}
     with Engine.from_checkpoint(
         setting.checkpoint, device="cpu", threads=setting.threads, **PRECISIONS[precision], **limits
     ) as engine:

@@ -46,7 +46,7 @@ class Verdict:
 
 def speed(workload: str, precision: str, batch: int, rival: str, ratio: float, machine: dict[str, Any]) -> Verdict:
     """Judges one ratio of least times; BF16 only where the CPU multiplies it."""
-    what = f"{workload}, {precision}, batch {batch}: times as fast as {rival}"
+    what = f"{workload}, {precision}, batch {batch}: time of {rival} over ours"
     targets = SPEED.get((workload, precision, batch, rival))
     if targets is None:
         return Verdict(what, "-", f"{ratio:.2f}x", None)
@@ -70,14 +70,14 @@ def same_answers(workload: str, precision: str, ours: list[dict[str, Any]], thei
         misplaced += sum(score > lowest[0] + FP32_LARGEST for codes, score in other.items() if codes not in mine)
     largest, mean = (max(gaps), float(np.mean(gaps))) if gaps else (float("inf"), float("inf"))
     overlap = common / max(1, total)
-    got = f"{overlap:.1%} in common, difference of log-probability at most {largest:.1e}, on average {mean:.1e}"
-    what = f"{workload}, {precision}: the same top {len(theirs[0]['codes'])} as torch_reference"
+    got = f"{overlap:.1%} shared, log p differs by {largest:.1e} (mean {mean:.1e})"
+    what = f"{workload}, {precision}: top {len(theirs[0]['codes'])} as torch_reference's"
     if precision == "fp32":
-        target = f"all but ties, at most {FP32_LARGEST:g}"
+        target = f"all but ties, by {FP32_LARGEST:g}"
         return Verdict(what, target, got, largest <= FP32_LARGEST and misplaced == 0)
     return Verdict(
         what,
-        f">= {BF16_OVERLAP:.0%} in common, on average at most {BF16_MEAN:g}",
+        f">= {BF16_OVERLAP:.0%} shared, mean {BF16_MEAN:g}",
         got,
         overlap >= BF16_OVERLAP and mean <= BF16_MEAN,
     )
@@ -103,7 +103,7 @@ def memory(workload: str, precision: str, peak: int, plan: int, empty: int) -> V
     """Judges a peak resident size against the memory plan and a process with an empty engine."""
     mib = 2**20
     return Verdict(
-        f"{workload}, {precision}: peak memory over plan + empty process",
+        f"{workload}, {precision}: peak over plan + empty process",
         f"<= {MEMORY_FACTOR}x of {plan / mib:.0f} + {empty / mib:.0f} MiB",
         f"{peak / (plan + empty):.2f}x, {peak / mib:.0f} MiB",
         peak <= MEMORY_FACTOR * (plan + empty),

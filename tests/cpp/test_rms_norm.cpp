@@ -102,7 +102,6 @@ TEST(RmsNorm, InPlaceAndPartlyLive) {
 }
 
 // The FP32 output is bit-exact but for the order of the sum of squares, and is what is quantised.
-// * gamma.
 TEST(RmsNorm, QuantisesTheUnroundedNorm) {
   Random random(8);
   Runner runner;
