@@ -80,7 +80,8 @@ struct BeamSelectParams {
 void beam_select(OpContext& context, const BeamSelectParams& params);
 
 // Follows given codes instead of choosing: row i of `next` of request b continues row row_offsets[b] (level 0) or row_offsets[b] + i with
-// forced[next row, level], whose log-probability is added. States stay 0.
+// forced[next row, level], whose log-probability is added. States stay 0. A row
+// whose parent is dead, or whose log-sum-exp is not finite, is dead (score -inf, state -1) but keeps its code and ancestry.
 struct BeamForceParams {
   int level = 0;
   int levels = 0;

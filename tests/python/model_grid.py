@@ -13,7 +13,20 @@ import numpy.typing as npt
 from onerec_engine.config import CategoricalField, DenseField, OneRecV2Config, Pathway
 from onerec_engine.request import Request
 
-__all__ = ["NAMED", "Items", "drawn_config", "grid", "random_items", "random_requests", "small_config"]
+__all__ = [
+    "BIASES",
+    "HISTORY",
+    "MOE",
+    "NAMED",
+    "TAGGED",
+    "USER",
+    "Items",
+    "drawn_config",
+    "grid",
+    "random_items",
+    "random_requests",
+    "small_config",
+]
 
 HISTORY = Pathway(name="history", kind="items", max_tokens=6, position_embedding="recency")
 TAGGED = Pathway(

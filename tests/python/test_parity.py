@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from engine_case import PRECISIONS, SIZED_MOE, emulated, open_engine, sized_model  # noqa: E402
 from model_case import Case, summed  # noqa: E402
-from model_grid import NAMED, grid, small_config  # noqa: E402
+from model_grid import HISTORY, MOE, NAMED, grid, small_config  # noqa: E402
 
 from onerec_engine.config import OneRecV2Config  # noqa: E402
 
@@ -66,6 +68,29 @@ def test_experts_per_channel(tmp_path: Path, name: str):
     case = Case(GRID[name], seed=1, lengths=LENGTHS, tuples=6)
     got, want = scores(case, tmp_path, "fp8_channel")
     assert (np.abs(got - want) <= 1e-5).mean() >= 0.6
+
+
+LARGE: dict[str, dict[str, Any]] = {
+    "many_codes": {"codebook_sizes": (1000, 4097, 999)},
+    "long_context": {"pathways": (replace(HISTORY, max_tokens=700),), "num_context_kv_heads": 1},
+    "wide_heads": {"num_attention_heads": 2, "head_dim": 272, "num_context_kv_heads": 1},
+    "many_heads": {"num_attention_heads": 16, "head_dim": 48, "num_context_kv_heads": 4, "num_key_value_heads": 8},
+    "many_layers": {"num_hidden_layers": 12, "num_context_kv_layers": 5, "context_kv_split": 2},
+    "sharp_attention": {"attention_scale": 5.0, "qk_norm": True},
+    "many_experts": SIZED_MOE | {"n_routed_experts": 64, "num_experts_per_tok": 8, "n_shared_experts": 3},
+    "all_of_many_experts": MOE | {"n_routed_experts": 32, "num_experts_per_tok": 32},
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+def test_larger_shapes(tmp_path: Path, name: str, precision: str):
+    case = Case(small_config(**LARGE[name]), seed=1, lengths=[3, 0, 750, 1], tuples=20)
+    got, want = scores(case, tmp_path, precision)
+    if precision == "fp32":
+        assert np.abs(got - want).max() <= 2e-4
+    else:
+        assert (np.abs(got - want) <= 1e-5).mean() >= 0.6
 
 
 SIZED: dict[str, OneRecV2Config] = {

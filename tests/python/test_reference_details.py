@@ -21,6 +21,8 @@ from onerec_engine.reference import (  # noqa: E402
     OneRecV2,
     Operand,
     Quantized,
+    Trie,
+    beam_search,
     load_model,
     random_state_dict,
     save_checkpoint,
@@ -223,3 +225,16 @@ def test_router_ties_go_to_the_smaller_index():
     chosen, weights = mixture.gate(torch.randn(4, MIXTURE.hidden_size), Emulated("fp32"))
     assert chosen.tolist() == [[1, 3]] * 4
     torch.testing.assert_close(weights, torch.full((4, 2), 0.5))
+
+
+@pytest.mark.parametrize("name", ["plain", "moe", "everything"])
+def test_nothing_to_compute(name: str):
+    """A batch without requests, and requests without context tokens."""
+    case = Case(NAMED[name], lengths=[0, 0])
+    np.testing.assert_allclose(case.reference(), case.plain(), atol=1e-5, rtol=0)
+    case.tokens, case.tuples = [], case.tuples[:0]
+    trie = Trie.build(case.items.ids, case.items.codes)
+    for ops in (None, Emulated("fp32"), Emulated("fp8")):
+        assert case.reference(ops).shape == case.tuples.shape
+        found = beam_search(case.model, case.context, beam_width=4, trie=trie, ops=ops)
+        assert found.codes.shape == (0, 4, case.config.levels)

@@ -190,9 +190,12 @@ class OneDnnGemm final : public Gemm {
 
 // BF16 pays where the processor has matrix tiles, or multiplies BF16 pairs at least as fast as it multiplies FP32.
 // AMD's do; Intel's AVX-512 units take four times as long for a pair's instruction as for FP32's (measured: 80 against
-// 150 GFLOP/s on one core).
+// 150 GFLOP/s on one core). The choice is made by the kind of processor and not by a measurement, so that it is the
+// same at every start. ONEREC_CPU_BF16=bfloat16 or float32 overrides it, for tests.
 bool multiplies_bf16_well() {
-  if (const char* choice = std::getenv("ONEREC_CPU_BF16")) return std::strcmp(choice, "float32") != 0;
+  const char* const choice = std::getenv("ONEREC_CPU_BF16");
+  if (choice != nullptr && std::strcmp(choice, "bfloat16") == 0) return true;
+  if (choice != nullptr && std::strcmp(choice, "float32") == 0) return false;
   const auto has = [](dnnl::cpu_isa isa) {
     return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & static_cast<unsigned>(isa)) ==
            static_cast<unsigned>(isa);

@@ -77,10 +77,11 @@ def quantize_row_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
         uint8 codes [M, K] and float32 scales [M, ceil(K / 128)].
     """
     rows, columns = x.shape
-    blocks = functional.pad(x, (0, -columns % BLOCK)).view(rows, -1, BLOCK)
+    padded = functional.pad(x, (0, -columns % BLOCK))
+    blocks = padded.view(rows, padded.shape[1] // BLOCK, BLOCK)
     scale = _scale(_amax(blocks, 2))
     codes = to_e4m3(blocks * (1.0 / scale)[:, :, None])
-    return codes.reshape(rows, -1)[:, :columns].contiguous(), scale
+    return codes.reshape(padded.shape)[:, :columns].contiguous(), scale
 
 
 def quantize_block_128x128(w: Tensor) -> tuple[Tensor, Tensor]:

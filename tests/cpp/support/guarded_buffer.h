@@ -32,7 +32,7 @@ class GuardedBuffer {
 
   void poison() { std::memset(data(), kPoison, bytes_); }
   std::vector<unsigned char> snapshot() const { return {data(), data() + bytes_}; }
-  void restore(const std::vector<unsigned char>& contents) { std::memcpy(data(), contents.data(), contents.size()); }
+  void restore(const std::vector<unsigned char>& contents) { std::copy(contents.begin(), contents.end(), data()); }
 
   bool guards_intact() const {
     const auto intact = [](const unsigned char* begin) {
