@@ -2,23 +2,26 @@
 
     python profiling/accuracy.py --data beauty.npz
 
-Each precision's answers are kept in the cache folder, so an interrupted run goes on where it stopped.
+Answers are kept in the cache folder, so an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accuracy_report import compare, page
-from accuracy_runs import Run, Setting, check_targets, run
+from accuracy_runs import Run, Setting, check_targets, run_all
 
+from onerec_engine import build_info
 from onerec_engine.assets import beauty_checkpoint
-from onerec_engine.cli.options import checkpoint_path
+from onerec_engine.cli.machine import machine
+from onerec_engine.cli.options import checkpoint_path, positive
 from onerec_engine.config import OneRecV2Config, load_config
 from onerec_engine.evaluation import Interactions, sample_users
 
@@ -29,24 +32,12 @@ MOE = ("fp32", "bf16", "fp8", "fp8_channel")
 
 def main() -> int:
     args = _arguments()
-    split = Interactions.load(args.data).split("test")
-    users = sample_users(len(split), args.users, args.seed)
-    models = [
-        ("Dense model", checkpoint_path(args), DENSE),
-        ("Mixture of experts", Path(args.moe_checkpoint or beauty_checkpoint().with_name("beauty_moe")), MOE),
-    ]
-    report: dict[str, Any] = {
-        "command": "python profiling/accuracy.py --data beauty.npz",
-        "users": int(users.size),
-        "beam_width": args.beam_width,
-        "models": [],
-    }
-    for title, checkpoint, precisions in models:
-        setting = Setting(
-            checkpoint, Path(args.data), Path(args.cache), split, users, args.beam_width, args.batch_size, args.threads
-        )
-        report["models"].append(_evaluate(setting, title, precisions))
-    _write(Path(args.json), json.dumps(report, indent=2) + "\n")
+    figures = Path(args.json)
+    if args.page_only:
+        report = json.loads(figures.read_text(encoding="utf-8"))
+    else:
+        report = _evaluate(args)
+        _write(figures, json.dumps(report, indent=2) + "\n")
     text = page(report)
     _write(Path(args.page), text)
     print(text)
@@ -55,14 +46,18 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="interactions (.npz)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", help="interactions (.npz)")
+    what.add_argument(
+        "--page-only", action="store_true", help="write the page again from the figures, evaluate nothing"
+    )
     parser.add_argument("--checkpoint", help="the dense model (default: the bundled one)")
     parser.add_argument("--moe-checkpoint", help="a mixture of experts (default: the bundled one)")
     parser.add_argument("--users", type=int, help="a seeded sample of users (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--beam-width", type=int, default=64, help="at least 50 (default: 64)")
     parser.add_argument("--batch-size", type=int, default=64, help="users per call")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--jobs", type=positive, help="processes, each with one thread (default: one per core)")
     parser.add_argument("--cache", default=str(ROOT / "build/accuracy"), help="where answers are kept")
     parser.add_argument("--page", default=str(ROOT / "docs/accuracy.md"), help="the page to write")
     parser.add_argument("--json", default=str(ROOT / "profiling/results/accuracy.json"), help="the figures")
@@ -72,15 +67,43 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _evaluate(setting: Setting, title: str, precisions: tuple[str, ...]) -> dict[str, Any]:
-    config = load_config(setting.checkpoint)
-    baseline: Run | None = None
-    results = []
-    for precision in precisions:
-        answers = run(setting, precision, baseline)
-        baseline = baseline or answers
-        results.append(compare(answers, baseline))
-    return {"title": title, "description": _describe(config, setting), "results": results}
+def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    split = Interactions.load(args.data).split("test")
+    users = sample_users(len(split), args.users, args.seed)
+    models = [
+        ("Dense model", checkpoint_path(args), DENSE),
+        ("Mixture of experts", Path(args.moe_checkpoint or beauty_checkpoint().with_name("beauty_moe")), MOE),
+    ]
+    settings = [
+        Setting(
+            checkpoint, Path(args.data), Path(args.cache), split, users, args.beam_width, args.batch_size, precisions
+        )
+        for _, checkpoint, precisions in models
+    ]
+    facts = machine()
+    answered = run_all(settings, args.jobs or facts["usable_cores"] or os.cpu_count() or 1)
+    return {
+        "command": "python profiling/accuracy.py --data beauty.npz",
+        "machine": {name: facts[name] for name in ("cpu", "vendor", "architecture", "isa", "usable_cores")},
+        "build": build_info(),
+        "users": int(users.size),
+        "of_users": len(split),
+        "items": int(split.items.max()) + 1,
+        "interactions": int(split.items.size),
+        "beam_width": args.beam_width,
+        "models": [
+            _compared(title, setting, runs)
+            for (title, *_), setting, runs in zip(models, settings, answered, strict=True)
+        ],
+    }
+
+
+def _compared(title: str, setting: Setting, runs: list[Run]) -> dict[str, Any]:
+    return {
+        "title": title,
+        "description": _describe(load_config(setting.checkpoint), setting),
+        "results": [compare(run, runs[0]) for run in runs],
+    }
 
 
 def _describe(config: OneRecV2Config, setting: Setting) -> str:

@@ -1,11 +1,12 @@
-"""One precision over all users, computed once and kept."""
+"""Every precision over all users, in several processes, computed once and kept."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from onerec_engine.evaluation import LeaveOneOut, UserRanks, rank_users
 
 RESULTS = 50
 FORCED = 10
+BLOCK = 256  # users that a process takes at a time
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Setting:
     users: np.ndarray
     beam_width: int
     batch_size: int
-    threads: int | None
+    precisions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,37 +50,79 @@ class Run:
     forced: np.ndarray
 
 
-def run(setting: Setting, precision: str, baseline: Run | None) -> Run:
+def run_all(settings: Sequence[Setting], jobs: int) -> list[list[Run]]:
+    """For every setting, the answers of its precisions, FP32 first.
+
+    The users are cut into blocks and `jobs` processes of one thread each take block after block. A block's precisions
+    follow one another in the same process, because FP32's best answers are what the others score.
+    """
+    blocks = [
+        (number, replace(setting, users=setting.users[first : first + BLOCK]))
+        for number, setting in enumerate(settings)
+        for first in range(0, setting.users.size, BLOCK)
+    ]
+    context = multiprocessing.get_context("spawn")
+    answered: list[list[list[Run]]] = [[] for _ in settings]
+    total = sum(setting.users.size * len(setting.precisions) for setting in settings)
+    with ProcessPoolExecutor(jobs, context) as pool, bar(total, "ranking and scoring", "answers") as shown:
+        futures = [pool.submit(_run_block, setting) for _, setting in blocks]
+        try:
+            for future in as_completed(futures):
+                shown.update(sum(run.found.users.size for run in future.result()))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        for (number, _), future in zip(blocks, futures, strict=True):
+            answered[number].append(future.result())
+    return [[_joined(runs) for runs in zip(*parts, strict=True)] for parts in answered]
+
+
+def _run_block(setting: Setting) -> list[Run]:
+    runs: list[Run] = []
+    for precision in setting.precisions:
+        runs.append(_run(setting, precision, runs[0] if runs else None))
+    return runs
+
+
+def _run(setting: Setting, precision: str, baseline: Run | None) -> Run:
     """The answers of one precision, from the cache if they are there.
 
     baseline: the FP32 run, whose best answers are scored by every precision; None for that run itself.
     """
     file = setting.cache / f"{precision}-{_fingerprint(setting)}.npz"
     if file.is_file():
-        print(f"{precision}: taken from {file}", file=sys.stderr)
         return _load(file, precision)
     limits: dict[str, Any] = {"max_batch": setting.batch_size, "max_beam_width": setting.beam_width}
     with Engine.from_checkpoint(
-        setting.checkpoint, device="cpu", threads=setting.threads, **PRECISIONS[precision], **limits
+        setting.checkpoint, device="cpu", threads=1, **PRECISIONS[precision], **limits
     ) as engine:
-        with bar(setting.users.size, f"{precision}: ranking", "users") as shown:
-            found = rank_users(
-                engine,
-                setting.split,
-                setting.users,
-                beam_width=setting.beam_width,
-                num_results=RESULTS,
-                batch_size=setting.batch_size,
-                progress=shown.update,
-            )
+        found = rank_users(
+            engine,
+            setting.split,
+            setting.users,
+            beam_width=setting.beam_width,
+            num_results=RESULTS,
+            batch_size=setting.batch_size,
+        )
         best = (baseline.found if baseline is not None else found).items[:, :FORCED]
-        with bar(setting.users.size, f"{precision}: scoring", "users") as shown:
-            forced = _score(engine, setting, best, shown.update)
+        forced = _score(engine, setting, best)
     _save(file, found, forced)
     return _load(file, precision)
 
 
-def _score(engine: Engine, setting: Setting, best: np.ndarray, progress: Callable[[int], object]) -> np.ndarray:
+def _joined(runs: Sequence[Run]) -> Run:
+    """The same precision's runs over blocks of users as one."""
+    found = UserRanks(
+        *(
+            np.concatenate([getattr(run.found, name) for run in runs])
+            for name in ("users", "ranks", "items", "logprobs")
+        ),
+        seconds=sum(run.found.seconds for run in runs),
+    )
+    return Run(runs[0].precision, found, np.concatenate([run.forced for run in runs]))
+
+
+def _score(engine: Engine, setting: Setting, best: np.ndarray) -> np.ndarray:
     """Log-probabilities of `best` items [users, FORCED] and of the targets, teacher-forced."""
     items = np.concatenate([best, setting.split.targets[setting.users][:, None]], axis=1)
     rows = engine.catalogue.find(items)
@@ -89,16 +133,16 @@ def _score(engine: Engine, setting: Setting, best: np.ndarray, progress: Callabl
         item_ids, offsets = setting.split.ragged(setting.users[part])
         scores = engine.score({"item_ids": item_ids, "offsets": offsets}, codes[part])
         out[part] = np.stack(scores)
-        progress(len(items[part]))
     return np.where(rows >= 0, out, np.nan)
 
 
 def _fingerprint(setting: Setting) -> str:
-    """Changes with everything the answers depend on: model, data, users, search, compiled engine."""
+    """Changes with everything the answers depend on: model, data, users, search, the engine and its Python side."""
     from onerec_engine import _C
 
+    engine = Path(_C.__file__)
     digest = hashlib.sha256()
-    for file in [*sorted(setting.checkpoint.iterdir()), setting.data, Path(_C.__file__)]:
+    for file in [*sorted(setting.checkpoint.iterdir()), setting.data, engine, *sorted(engine.parent.glob("*.py"))]:
         if file.is_file():
             digest.update(hashlib.sha256(file.read_bytes()).digest())
     digest.update(setting.users.tobytes())
@@ -109,7 +153,7 @@ def _fingerprint(setting: Setting) -> str:
 def _save(file: Path, found: UserRanks, forced: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name("partial-" + file.name)
-    np.savez(
+    np.savez_compressed(
         partial,
         users=found.users,
         ranks=found.ranks,

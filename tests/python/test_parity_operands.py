@@ -42,6 +42,22 @@ def test_weight_quantisers_are_bit_exact(shape: tuple[int, int]):
             np.testing.assert_array_equal(scales.view(np.uint32), want_scales.numpy().view(np.uint32))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [[np.inf, 1, 0, -2], [-np.inf, 1, 0, np.inf], [1, np.nan, 2, -3], [np.nan, np.inf, 1, 0], [3e38, -3.4e38, 1, 0]],
+)
+def test_values_that_are_not_finite(row: list[float]):
+    x = np.array([row] * 3, np.float32)
+    for mine, theirs in [(_C.quantize_channel, quantize_rows), (_C.quantize_block, quantize_block_128x128)]:
+        codes, scales = mine(x)
+        want_codes, want_scales = (part.numpy() for part in theirs(torch.from_numpy(x)))
+        np.testing.assert_array_equal(scales, want_scales)
+        # NaN has two codes.
+        nan = codes & 127 == 127
+        np.testing.assert_array_equal(nan, want_codes & 127 == 127)
+        np.testing.assert_array_equal(codes[~nan], want_codes[~nan])
+
+
 @pytest.mark.parametrize(("quantise", "experts"), [(quantize_rows, "channel"), (quantize_row_blocks, "block")])
 def test_activation_quantisers_are_bit_exact(tmp_path: Path, quantise: Callable[..., tuple], experts: str):
     """The first norm's input is such that its FP32 output is the same in any order of summing."""
