@@ -21,7 +21,8 @@ float quantize_group(const T* values, std::int64_t k, const Group& group, std::u
   float amax = 0.0f;
   for (std::int64_t r = group.row_begin; r < group.row_end; ++r) {
     for (std::int64_t c = group.column_begin; c < group.column_end; ++c) {
-      amax = std::max(amax, std::abs(to_float(values[r * k + c])));
+      const float magnitude = std::abs(to_float(values[r * k + c]));
+      amax = magnitude > amax || std::isnan(magnitude) ? magnitude : amax;
     }
   }
   const float scale = e4m3_scale(amax);

@@ -111,6 +111,22 @@ TEST(QuantizeNumerics, EdgesOfTheRange) {
   EXPECT_EQ(infinite[2], 0x80);
 }
 
+TEST(QuantizeNumerics, ANaNMakesItsGroupNaN) {
+  Runner runner(1);
+  for (const std::int64_t cols : {5, 5000}) {  // 5000 columns are searched in two runs
+    for (const std::int64_t place : {std::int64_t{0}, cols - 1}) {
+      TestMatrix x(DType::kF32, 1, cols);
+      for (std::int64_t c = 0; c < cols; ++c) x.set(0, c, 1.0f);
+      x.set(0, place, std::nanf(""));
+      TestOperand coded(ScaleKind::kPerRow, 1, cols);
+      runner.run_once(
+          [&](OpContext& context) { quantize(context, {.x = x.view(), .quantized = coded.view(), .rows = {1}}); });
+      EXPECT_TRUE(std::isnan(coded.scales[0]));
+      for (const unsigned char code : coded.codes.row_bytes(0)) ASSERT_EQ(code & 0x7f, 0x7f);
+    }
+  }
+}
+
 TEST(QuantizeContract, RefusesWhatItCannotDo) {
   Runner runner(1);
   Random random(1);

@@ -48,8 +48,30 @@ ONEREC_INLINE void finish_run(const Epilogue& e, std::int64_t r, std::int64_t be
   }
 }
 
+// Most linears of a decoder only add the residual, or nothing: the sums then go straight to y.
+template <class T>
+ONEREC_INLINE void finish_plain(const Epilogue& e) {
+  const std::int64_t cols = e.y.cols;
+  for (std::int64_t r = 0; r < e.y.rows; ++r) {
+    const float* sums = e.sums + r * cols;
+    T* y = e.y.row<T>(r);
+    if (e.residual.data != nullptr) {
+      const T* residual = e.residual.row<T>(r);
+#pragma omp simd
+      for (std::int64_t c = 0; c < cols; ++c) y[c] = round_to<T>(to_float(residual[c]) + sums[c]);
+    } else {
+#pragma omp simd
+      for (std::int64_t c = 0; c < cols; ++c) y[c] = round_to<T>(sums[c]);
+    }
+  }
+}
+
 template <class T>
 ONEREC_INLINE void finish(const Epilogue& e) {
+  if (e.row_scales == nullptr && e.bias == nullptr && !e.leaky_relu) {
+    finish_plain<T>(e);
+    return;
+  }
   for (std::int64_t r = 0; r < e.y.rows; ++r) {
     for (std::int64_t begin = 0; begin < e.y.cols; begin += kRun) {
       finish_run<T>(e, r, begin, std::min(kRun, e.y.cols - begin));

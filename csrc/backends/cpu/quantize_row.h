@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "backends/cpu/convert.h"
@@ -27,7 +28,8 @@ ONEREC_INLINE void quantize_row(const Operand& to, std::int64_t r, Make&& make) 
     for (std::int64_t begin = 0; begin < cols; begin += kQuantizeRun) {
       const std::int64_t count = std::min(kQuantizeRun, cols - begin);
       make(begin, count, values);
-      amax = std::max(amax, largest_magnitude(values, count));
+      const float largest = largest_magnitude(values, count);
+      amax = largest > amax || std::isnan(largest) ? largest : amax;
     }
     const float scale = e4m3_scale(amax);
     to.scales[r] = scale;
