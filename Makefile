@@ -35,7 +35,7 @@ demo: $(STAMPS)/package $(STAMPS)/cli  ## Install the package and recommend with
 	$(BIN)/onerec-engine demo
 
 # Lint and both C++ builds come first so that the last line is pytest's.
-test: build lint cpp-tests sanitize $(STAMPS)/test  ## Build, lint, and run every test, also under sanitizers
+test: build lint cpp-tests sanitize $(STAMPS)/test $(STAMPS)/cli  ## Build, lint, and run every test, also under sanitizers
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 build: $(STAMPS)/package  ## Compile the extension and install the package into the virtual environment

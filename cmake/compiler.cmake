@@ -19,6 +19,7 @@ if(NOT CMAKE_CXX_COMPILER_LAUNCHER)
   endif()
 endif()
 
+# Threads are our own; OpenMP is for `simd` loops and to keep the matrix library to the calling thread.
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(Threads REQUIRED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -28,8 +29,8 @@ RELATIVE_LIMIT = 0.01
 # R@5, R@10, N@5, N@10 of others on the same sequences under the same protocol.
 TIGER_CF = "README of [tiger-cf](https://github.com/Timoniche/tiger-cf)"
 OTHERS = [
-    ("Popularity", (0.0104, 0.0159, 0.0061, 0.0078), "measured for this page"),
-    ("Item-kNN (window 5, last 10 items)", (0.0434, 0.0618, 0.0305, 0.0365), "measured for this page"),
+    ("Popularity", (0.0104, 0.0159, 0.0061, 0.0078), "measured apart, same file and protocol"),
+    ("Item-kNN (window 5, last 10 items)", (0.0434, 0.0618, 0.0305, 0.0365), "measured apart, same file and protocol"),
     ("SASRec", (0.0320, 0.0516, 0.0209, 0.0272), TIGER_CF),
     ("TIGER, about 5 M parameters", (0.0376, 0.0582, 0.0252, 0.0319), TIGER_CF),
 ]
@@ -68,35 +69,54 @@ def lossless(result: dict[str, Any], baseline: dict[str, Any]) -> bool:
 
 def page(report: dict[str, Any]) -> str:
     """The whole of docs/accuracy.md."""
-    machine, build = report["machine"], report["build"]
-    users = "all" if report["users"] == report["of_users"] else f"a sample of {report['users']:,} of"
     lines = [
         "# Accuracy of the precisions",
         "",
-        "What BF16 and FP8 change on real data. Every precision answers for the same users and is compared with FP32",
-        "user by user. Nothing was calibrated, and no model was trained for a precision. What is rounded where:",
-        "[numerics.md](numerics.md).",
+        *_paragraph(
+            "What BF16 and FP8 change on real data. Every precision answers for the same users and is compared with "
+            "FP32 user by user. Nothing was calibrated, and no model was trained for a precision. What is rounded "
+            "where: [numerics.md](numerics.md)."
+        ),
         "",
         "## Does FP8 lose anything?",
         "",
-        'The claim is "FP8 loses nothing". It counts as supported where the 95 % interval of the paired difference of',
-        f"R@10 contains 0 and the difference is under {RELATIVE_LIMIT:.0%} of FP32's R@10.".replace("%", " %"),
+        *_paragraph(
+            'The claim is "FP8 loses nothing". It counts as supported where the 95 % interval of the paired difference '
+            f"of R@10 contains 0 and the difference is under {100 * RELATIVE_LIMIT:g} % of FP32's R@10."
+        ),
         "",
     ]
     for model in report["models"]:
         lines += _verdicts(model)
-    lines += [
-        "",
-        "## How it was measured",
-        "",
-        f"* Data: Amazon Beauty, 5-core; {users} {report['of_users']:,} users, {report['items']:,} items,",
-        f"  {report['interactions']:,} interactions.",
-        "* Protocol: leave-one-out. A user's last item is to be found by a full ranking over the catalogue from the items",
-        f"  before it, which are themselves excluded; constrained beam search of width {report['beam_width']}.",
-        f"* Machine: {machine['cpu']} ({machine['architecture']}), {machine['usable_cores']} cores, instruction sets",
-        f"  {', '.join(machine['isa'])}. Engine {build['version']}, CPU backend, {build['gemm']}, {build['compiler']}.",
-        "  The CPU computes FP8 with the same codes, scales and roundings as any backend, so this page shows accuracy, not",
-        "  speed.",
+    lines += ["", "## How it was measured", "", *_circumstances(report)]
+    for model in report["models"]:
+        lines += ["", f"## {model['title']}", "", *_paragraph(model["description"]), "", *_model(model["results"])]
+    lines += ["", "## Beside other models", "", *_others(report)]
+    lines += ["", "## How to read this", "", *(line for note in _NOTES for line in _item(note))]
+    return "\n".join(lines) + "\n"
+
+
+def _circumstances(report: dict[str, Any]) -> list[str]:
+    machine, build = report["machine"], report["build"]
+    users = "all" if report["users"] == report["of_users"] else f"a sample of {report['users']:,} of"
+    return [
+        *_item(
+            f"Data: Amazon Beauty, 5-core; {users} {report['of_users']:,} users, {report['items']:,} items, "
+            f"{report['interactions']:,} interactions."
+        ),
+        *_item(
+            "Protocol: leave-one-out. A user's last item is to be found by a full ranking over the catalogue from the "
+            "items before it, which are themselves excluded; constrained beam search of width "
+            f"{report['beam_width']}."
+        ),
+        *_item(
+            f"Machine: {machine['cpu']} ({machine['architecture']}), {machine['usable_cores']} cores; instruction sets "
+            f"{', '.join(machine['isa'])}."
+        ),
+        *_item(
+            f"Engine: version {build['version']}, CPU backend, {build['gemm']}, compiled by {build['compiler']}. "
+            "FP8 on a CPU uses the codes, scales and roundings of numerics.md: it shows accuracy, not speed."
+        ),
         "* Command:",
         "",
         "  ```sh",
@@ -105,11 +125,6 @@ def page(report: dict[str, Any]) -> str:
         "",
         "  It writes this page, and every figure into `profiling/results/accuracy.json`.",
     ]
-    for model in report["models"]:
-        lines += ["", f"## {model['title']}", "", model["description"], "", *_model(model["results"])]
-    lines += ["", "## Beside other models", "", *_others(report)]
-    lines += ["", "## How to read this", "", *_NOTES]
-    return "\n".join(lines) + "\n"
 
 
 def _label(precision: str, results: Sequence[dict[str, Any]]) -> str:
@@ -170,14 +185,13 @@ def _verdict(title: str, r: dict[str, Any], baseline: dict[str, Any]) -> list[st
     fp32 = max(baseline["metrics"]["recall@10"], 1e-12)
     outside = [TITLES[name] for name in TITLES if name != "recall@10" and not _contains_zero(r["paired"][name])]
     rest = f"not so that of {' and '.join(outside)}" if outside else "so do those of R@5, N@5 and N@10"
-    return [
-        f"* **{title}: {'supported' if lossless(r, baseline) else 'not supported'}.** R@10 changes by"
-        f" {paired['difference']:+.5f} ({100 * paired['difference'] / fp32:+.2f} %).",
-        f"  The interval, {100 * paired['low'] / fp32:+.2f} % to {100 * paired['high'] / fp32:+.2f} % of R@10,"
-        f" {'contains' if _contains_zero(paired) else 'does not contain'} 0; {rest}.",
-        f"  Of {r['users']:,} users, {r['gained']} have their item among the first ten only in FP8, and {r['lost']} only"
-        " in FP32.",
-    ]
+    return _item(
+        f"**{title}: {'supported' if lossless(r, baseline) else 'not supported'}.** R@10 changes by "
+        f"{paired['difference']:+.5f} ({100 * paired['difference'] / fp32:+.2f} %). The interval, "
+        f"{100 * paired['low'] / fp32:+.2f} % to {100 * paired['high'] / fp32:+.2f} % of R@10, "
+        f"{'contains' if _contains_zero(paired) else 'does not contain'} 0; {rest}. Of {r['users']:,} users, "
+        f"{r['gained']} have their item among the first ten only in FP8, and {r['lost']} only in FP32."
+    )
 
 
 def _others(report: dict[str, Any]) -> list[str]:
@@ -193,9 +207,12 @@ def _others(report: dict[str, Any]) -> list[str]:
         "",
         *_table(["model", *TITLES.values(), "from"], [*theirs, *ours]),
         "",
-        "tiger-cf reimplements TIGER with fewer parameters than the 13 M of its paper, and takes semantic ids from the",
-        "items' descriptions; those of our models come from which items users bought together (training part only). The",
-        "table shows that FP8 was tried on models that recommend well, not that one architecture beats another.",
+        *_paragraph(
+            "tiger-cf reimplements TIGER with fewer parameters than the 13 M of its paper and takes semantic ids from "
+            "content embeddings of the items; those of our models come from the items' co-occurrence in the training "
+            "part. The table shows that FP8 was tried on models that recommend well, not that one architecture beats "
+            "another."
+        ),
     ]
 
 
@@ -218,12 +235,21 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return out + [f"| {' | '.join(row)} |" for row in rows]
 
 
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _item(text: str) -> list[str]:
+    """An item of a list."""
+    return textwrap.wrap(f"* {text}", 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 _NOTES = [
-    "* R@k and N@k are recall and NDCG at k with one relevant item per user. The intervals are percentile intervals of",
-    "  a paired bootstrap over users: 10,000 samples, seed 0.",
-    "* Discordant users are those for whom one precision has the target among the first ten and the other has not.",
-    "* Shared items compare sets, per user and averaged; near-ties change places without any loss of recall, so the",
-    "  overlap is lower than the recall suggests.",
-    "* Differences of log-probability are taken on the same sequences for every precision, teacher-forced: FP32's ten",
-    "  best items of each user and the user's true next item.",
+    "R@k and N@k are recall and NDCG at k with one relevant item per user. The intervals are percentile intervals of a "
+    "paired bootstrap over users: 10,000 samples, seed 0.",
+    "Discordant users are those for whom one precision has the target among the first ten and the other has not.",
+    "Shared items compare sets, per user and averaged; near-ties change places without any loss of recall, so the "
+    "overlap is lower than the recall suggests.",
+    "Differences of log-probability are taken on the same sequences for every precision, teacher-forced: FP32's ten "
+    "best items of each user and the user's true next item.",
 ]

@@ -17,12 +17,13 @@ namespace py = pybind11;
 
 // `object` as a C-contiguous array of T with the given shape (-1: any); never converts or copies.
 template <class T>
-py::array_t<T> checked_array(const std::string& name, const py::handle& object, std::initializer_list<std::int64_t> shape) {
+py::array_t<T> checked_array(const std::string& name, const py::handle& object,
+                             std::initializer_list<std::int64_t> shape) {
   const std::string want = py::str(py::dtype::of<T>()).template cast<std::string>();
   require(py::isinstance<py::array>(object), "[bindings] got ", name, " that is no NumPy array, want ", want, ".");
   const auto array = py::reinterpret_borrow<py::array>(object);
-  require(py::isinstance<py::array_t<T>>(array) && (array.flags() & py::array::c_style) != 0, "[bindings] got ", name, " of ",
-          py::str(array.dtype()).template cast<std::string>(), ", want a C-contiguous array of ", want, ".");
+  require(py::isinstance<py::array_t<T>>(array) && (array.flags() & py::array::c_style) != 0, "[bindings] got ", name,
+          " of ", py::str(array.dtype()).template cast<std::string>(), ", want a C-contiguous array of ", want, ".");
   bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
   py::ssize_t axis = 0;
   for (const std::int64_t extent : shape) {

@@ -53,7 +53,8 @@ struct HeldBatch {
 };
 
 std::int64_t rows_of(const py::dict& batch, const std::string& name) {
-  require(batch.contains(name) && py::isinstance<py::array>(batch[name.c_str()]), "[bindings] the batch lacks ", name, ".");
+  require(batch.contains(name) && py::isinstance<py::array>(batch[name.c_str()]), "[bindings] the batch lacks ", name,
+          ".");
   const auto array = py::reinterpret_borrow<py::array>(batch[name.c_str()]);
   require(array.ndim() > 0, "[bindings] got ", name, " without an axis.");
   return array.shape(0);
@@ -78,9 +79,11 @@ HeldBatch read_batch(const py::dict& from, const InputSchema& schema, const std:
     pathway.positions = held.take<std::int32_t>(from, prefix + "positions", {pathway.tokens});
     if (fields.items) pathway.codes = held.take<std::int32_t>(from, prefix + "codes", {pathway.tokens, levels});
     if (fields.num_categorical() > 0) {
-      pathway.categorical = held.take<std::int32_t>(from, prefix + "categorical", {pathway.tokens, fields.num_categorical()});
+      pathway.categorical =
+          held.take<std::int32_t>(from, prefix + "categorical", {pathway.tokens, fields.num_categorical()});
     }
-    if (fields.dense_columns > 0) pathway.dense = held.take<float>(from, prefix + "dense", {pathway.tokens, fields.dense_columns});
+    if (fields.dense_columns > 0)
+      pathway.dense = held.take<float>(from, prefix + "dense", {pathway.tokens, fields.dense_columns});
   }
   if (from.contains("forced")) {
     std::int64_t rows = 0;
@@ -94,7 +97,8 @@ py::dict to_dict(const BatchResult& result, std::int64_t levels) {
   py::dict out;
   out["offsets"] = to_array(result.offsets);
   out["scores"] = to_array(result.scores);
-  out["codes"] = to_array(result.codes, {static_cast<py::ssize_t>(result.scores.size()), static_cast<py::ssize_t>(levels)});
+  out["codes"] =
+      to_array(result.codes, {static_cast<py::ssize_t>(result.scores.size()), static_cast<py::ssize_t>(levels)});
   out["leaves"] = to_array(result.leaves);
   out["status"] = to_array(result.status);
   return out;
@@ -147,7 +151,8 @@ class RecordingTap final : public OperandTap {
     if (!seen.codes) return;
     seen.blocks = operand.scale_kind == ScaleKind::kPerRow ? 1 : scale_blocks(values.cols);
     for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t b = 0; b < seen.blocks; ++b) seen.scales.push_back(operand.scales[b * operand.scale_stride + r]);
+      for (std::int64_t b = 0; b < seen.blocks; ++b)
+        seen.scales.push_back(operand.scales[b * operand.scale_stride + r]);
     }
   }
 };
@@ -180,13 +185,15 @@ std::shared_ptr<GenerationEngine> Core::engine() const {
 py::list Core::tensors() const {
   py::list out;
   for (const auto& spec : engine()->weights().specs()) {
-    const py::tuple shape = spec.rows == 0 ? py::tuple(py::make_tuple(spec.cols)) : py::tuple(py::make_tuple(spec.rows, spec.cols));
+    const py::tuple shape =
+        spec.rows == 0 ? py::tuple(py::make_tuple(spec.cols)) : py::tuple(py::make_tuple(spec.rows, spec.cols));
     out.append(py::make_tuple(spec.name, shape, kind_name(spec.kind)));
   }
   return out;
 }
 
-void Core::set_tensor(const std::string& name, const py::array& values, const std::string& dtype, const std::optional<py::array>& scales) {
+void Core::set_tensor(const std::string& name, const py::array& values, const std::string& dtype,
+                      const std::optional<py::array>& scales) {
   const auto engine = this->engine();
   const TensorSpec* spec = nullptr;
   for (const auto& candidate : engine->weights().specs()) {
@@ -254,8 +261,10 @@ py::tuple Core::run_tapped(const py::dict& batch) {
   py::list operands;
   for (const auto& seen : tap.operands) {
     const std::vector<py::ssize_t> shape = {seen.rows, seen.cols};
-    const py::object values = seen.codes ? py::object(to_array(seen.bytes, shape)) : py::object(to_array(seen.values, shape));
-    operands.append(py::make_tuple(seen.weight, values, to_array(seen.scales, {seen.codes ? seen.rows : 0, seen.blocks})));
+    const py::object values =
+        seen.codes ? py::object(to_array(seen.bytes, shape)) : py::object(to_array(seen.values, shape));
+    operands.append(
+        py::make_tuple(seen.weight, values, to_array(seen.scales, {seen.codes ? seen.rows : 0, seen.blocks})));
   }
   return py::make_tuple(result, operands);
 }

@@ -32,7 +32,8 @@ class Core {
 
   const std::string& device_name() const { return device_name_; }
   py::list tensors() const;
-  void set_tensor(const std::string& name, const py::array& values, const std::string& dtype, const std::optional<py::array>& scales);
+  void set_tensor(const std::string& name, const py::array& values, const std::string& dtype,
+                  const std::optional<py::array>& scales);
   void finish_loading();
   py::array_t<std::int64_t> set_catalogue(const py::array& semantic_ids);
   py::array_t<std::int32_t> leaf_items() const;

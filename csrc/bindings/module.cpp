@@ -85,25 +85,27 @@ PYBIND11_MODULE(_C, module) {
   module.def("quantize_block", &quantize_block_array, py::arg("values"),
              "E4M3 codes uint8 [N, K] and scales float32 [ceil(N / 128), ceil(K / 128)] of float32 weights [N, K].");
   py::class_<Core>(module, "Core", "A model on a device with its catalogue and plans.")
-      .def(py::init([](const py::dict& config, const std::string& precision, const std::string& experts, const std::string& device,
-                       int threads, std::int64_t max_batch, std::int64_t max_rows, std::int64_t max_context_tokens,
-                       std::int64_t max_excluded, std::size_t memory_limit) {
-             return std::make_unique<Core>(config, CoreOptions{.precision = precision,
-                                                               .experts = experts,
-                                                               .device = device,
-                                                               .threads = threads,
-                                                               .engine = {.limits = {.max_batch = max_batch,
-                                                                                     .max_rows = max_rows,
-                                                                                     .max_context_tokens = max_context_tokens,
-                                                                                     .max_excluded = max_excluded},
-                                                                          .memory_limit = memory_limit}});
+      .def(py::init([](const py::dict& config, const std::string& precision, const std::string& experts,
+                       const std::string& device, int threads, std::int64_t max_batch, std::int64_t max_rows,
+                       std::int64_t max_context_tokens, std::int64_t max_excluded, std::size_t memory_limit) {
+             return std::make_unique<Core>(config,
+                                           CoreOptions{.precision = precision,
+                                                       .experts = experts,
+                                                       .device = device,
+                                                       .threads = threads,
+                                                       .engine = {.limits = {.max_batch = max_batch,
+                                                                             .max_rows = max_rows,
+                                                                             .max_context_tokens = max_context_tokens,
+                                                                             .max_excluded = max_excluded},
+                                                                  .memory_limit = memory_limit}});
            }),
-           py::arg("config"), py::kw_only(), py::arg("precision"), py::arg("experts"), py::arg("device"), py::arg("threads"),
-           py::arg("max_batch"), py::arg("max_rows"), py::arg("max_context_tokens"), py::arg("max_excluded"), py::arg("memory_limit"))
+           py::arg("config"), py::kw_only(), py::arg("precision"), py::arg("experts"), py::arg("device"),
+           py::arg("threads"), py::arg("max_batch"), py::arg("max_rows"), py::arg("max_context_tokens"),
+           py::arg("max_excluded"), py::arg("memory_limit"))
       .def_property_readonly("device_name", &Core::device_name)
       .def("tensors", &Core::tensors, "Logical tensors wanted, in loading order: (name, shape, kind).")
-      .def("set_tensor", &Core::set_tensor, py::arg("name"), py::arg("values"), py::arg("dtype"), py::arg("scales") = py::none(),
-           "Loads one tensor from its raw bytes (uint8, contiguous).")
+      .def("set_tensor", &Core::set_tensor, py::arg("name"), py::arg("values"), py::arg("dtype"),
+           py::arg("scales") = py::none(), "Loads one tensor from its raw bytes (uint8, contiguous).")
       .def("finish_loading", &Core::finish_loading, "Checks that no tensor is missing.")
       .def("set_catalogue", &Core::set_catalogue, py::arg("semantic_ids"),
            "Builds the trie of int32 [items, levels]; returns int64 [items]: the item at each trie position.")
@@ -113,7 +115,8 @@ PYBIND11_MODULE(_C, module) {
       .def("run_tapped", &Core::run_tapped, py::arg("batch"),
            "The same, op by op; also every linear's input: (weight, values or codes, scales [rows, blocks]).")
       .def("memory_plan", &Core::memory_plan, "Bytes in use by purpose.")
-      .def("plan_for", &Core::plan_for, py::arg("batch"), "Bytes that the engine would take for this batch, by purpose.")
+      .def("plan_for", &Core::plan_for, py::arg("batch"),
+           "Bytes that the engine would take for this batch, by purpose.")
       .def("poison", &Core::poison, py::arg("value"), "Overwrites the arena with a byte; for tests.")
       .def("close", &Core::close, "Frees everything; later calls raise EngineError.");
 }

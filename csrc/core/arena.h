@@ -18,7 +18,8 @@ class Arena {
   // Measures: addresses are valid for arithmetic only and must not be dereferenced.
   Arena() = default;
   // Hands out [base, base + capacity); `base` is aligned to kAlignment.
-  Arena(void* base, std::size_t capacity) : base_(static_cast<std::byte*>(base)), capacity_(capacity), measuring_(false) {}
+  Arena(void* base, std::size_t capacity)
+      : base_(static_cast<std::byte*>(base)), capacity_(capacity), measuring_(false) {}
 
   bool measuring() const { return measuring_; }
   std::size_t used() const { return used_; }
@@ -34,7 +35,8 @@ class Arena {
 
   // Where the next allocation will start.
   void* next() const {
-    return measuring_ ? reinterpret_cast<void*>(kAlignment + align_up(used_)) : static_cast<void*>(base_ + align_up(used_));
+    return measuring_ ? reinterpret_cast<void*>(kAlignment + align_up(used_))
+                      : static_cast<void*>(base_ + align_up(used_));
   }
 
   // Frees everything allocated after `mark` was taken with used().

@@ -11,9 +11,7 @@ struct BFloat16 {
 };
 
 // Exact.
-inline float to_float(BFloat16 value) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
-}
+inline float to_float(BFloat16 value) { return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16); }
 
 inline float to_float(float value) { return value; }
 

@@ -18,7 +18,7 @@ inline std::uint8_t to_e4m3(float value) {
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<std::uint8_t>(sign | 0x7fu);
   if (magnitude >= 0x43e00000u) return static_cast<std::uint8_t>(sign | 0x7eu);  // |x| >= 448
-  if (magnitude < 0x3c800000u) {                                                // |x| < 2^-6: subnormal, units of 2^-9
+  if (magnitude < 0x3c800000u) {                                                 // |x| < 2^-6: subnormal, units of 2^-9
     // Adding 2^14 leaves a unit in the last place of 2^-9: the FP32 addition rounds to nearest even for us.
     const float shifted = std::bit_cast<float>(magnitude) + 16384.0f;
     return static_cast<std::uint8_t>(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x46800000u));

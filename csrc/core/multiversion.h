@@ -1,5 +1,6 @@
-// Function multiversioning: the library is built for the x86-64 baseline and the hot loops also for newer sets of instructions,
-// chosen when the library is loaded. Put the macro on a leaf function: code that OpenMP outlines does not inherit it.
+// Function multiversioning: the library is built for the x86-64 baseline and the hot loops also for newer sets of
+// instructions, chosen when the library is loaded. Put the macro on a leaf function: code that OpenMP outlines does not
+// inherit it.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(ONEREC_SANITIZE)

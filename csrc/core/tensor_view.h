@@ -22,7 +22,8 @@ struct Matrix {
   }
   // Columns [begin, begin + count) of every row.
   Matrix columns(std::int64_t begin, std::int64_t count) const {
-    return {static_cast<std::byte*>(data) + static_cast<std::size_t>(begin) * size_of(dtype), dtype, rows, count, stride};
+    return {static_cast<std::byte*>(data) + static_cast<std::size_t>(begin) * size_of(dtype), dtype, rows, count,
+            stride};
   }
 };
 
@@ -36,7 +37,8 @@ struct ConstMatrix {
   ConstMatrix() = default;
   ConstMatrix(const void* data_, DType dtype_, std::int64_t rows_, std::int64_t cols_, std::int64_t stride_)
       : data(data_), dtype(dtype_), rows(rows_), cols(cols_), stride(stride_) {}
-  ConstMatrix(const Matrix& m) : data(m.data), dtype(m.dtype), rows(m.rows), cols(m.cols), stride(m.stride) {}  // NOLINT
+  ConstMatrix(const Matrix& m)
+      : data(m.data), dtype(m.dtype), rows(m.rows), cols(m.cols), stride(m.stride) {}  // NOLINT
 
   template <class T>
   const T* row(std::int64_t r) const {
@@ -48,8 +50,8 @@ struct ConstMatrix {
   }
 };
 
-// How many rows an op works on: `capacity` is what a plan was made for and what may be branched on when the op is issued;
-// `count`, in device memory, says how many of them are live when it runs (null: all). 0 <= *count <= capacity.
+// How many rows an op works on: `capacity` is what a plan was made for and what may be branched on when the op is
+// issued; `count`, in device memory, says how many of them are live when it runs (null: all). 0 <= *count <= capacity.
 struct Extent {
   std::int64_t capacity = 0;
   const std::int32_t* count = nullptr;

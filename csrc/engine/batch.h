@@ -51,7 +51,8 @@ struct BatchLimits {
   std::int64_t max_excluded = 0;        // over the batch
 };
 
-// Checks every index that an op will follow. `items`: of the catalogue, 0 if none is set. Throws ArgumentError naming the array and the request.
+// Checks every index that an op will follow. `items`: of the catalogue, 0 if none is set. Throws ArgumentError naming
+// the array and the request.
 void check_batch(const Batch& batch, const InputSchema& schema, std::int64_t items, const BatchLimits& limits);
 
 }  // namespace onerec

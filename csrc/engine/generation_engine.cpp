@@ -20,8 +20,12 @@ std::string mebibytes(std::size_t bytes) {
 
 }  // namespace
 
-GenerationEngine::GenerationEngine(std::unique_ptr<Backend> backend, std::unique_ptr<Model> model, EngineOptions options)
-    : backend_(std::move(backend)), model_(std::move(model)), options_(options), stream_(backend_->device().make_stream()) {}
+GenerationEngine::GenerationEngine(std::unique_ptr<Backend> backend, std::unique_ptr<Model> model,
+                                   EngineOptions options)
+    : backend_(std::move(backend)),
+      model_(std::move(model)),
+      options_(options),
+      stream_(backend_->device().make_stream()) {}
 
 GenerationEngine::~GenerationEngine() = default;
 
@@ -89,7 +93,8 @@ std::string GenerationEngine::device_memory_shortage(const PlanFootprint& footpr
   if (options_.memory_limit > 0) room = std::min(room, options_.memory_limit > held ? options_.memory_limit - held : 0);
   if (footprint.arena <= room) return {};
   std::string parts;
-  for (const auto& [purpose, bytes] : footprint.ledger) parts += concat(parts.empty() ? "" : ", ", purpose, " ", mebibytes(bytes));
+  for (const auto& [purpose, bytes] : footprint.ledger)
+    parts += concat(parts.empty() ? "" : ", ", purpose, " ", mebibytes(bytes));
   return concat("[plan] this batch needs ", mebibytes(footprint.arena), " (", parts, ") beside ", mebibytes(held),
                 " of weights and catalogue, but ", mebibytes(room),
                 " are left. Lower the batch, the beam width or the context, or raise memory_limit.");

@@ -39,7 +39,8 @@ class GenerationEngine {
   void finish_loading();
 
   const InputSchema& schema() const { return model_->schema(); }
-  // Replaces the catalogue. `semantic_ids` [items, levels]. Returns the items' order in the trie and the leaves' ranges in it.
+  // Replaces the catalogue. `semantic_ids` [items, levels]. Returns the items' order in the trie and the leaves' ranges
+  // in it.
   void set_catalogue(const std::int32_t* semantic_ids, std::int64_t items);
   const ItemTrie* catalogue() const { return trie_.get(); }
 

@@ -20,7 +20,9 @@ GenerationPlan::GenerationPlan(PlanShape shape, const Model& model, Backend& bac
 
 PlanMemory GenerationPlan::bound_memory() const {
   auto* pinned = static_cast<std::byte*>(pinned_->data());
-  return {.device = Arena(arena_, footprint_.arena), .input = Arena(pinned, input_), .output = Arena(pinned + input_, output_)};
+  return {.device = Arena(arena_, footprint_.arena),
+          .input = Arena(pinned, input_),
+          .output = Arena(pinned + input_, output_)};
 }
 
 OpContext GenerationPlan::context_for(Stream& stream, PlanMemory& memory, OperandTap* tap) const {
@@ -91,7 +93,8 @@ PlanIo GenerationPlan::issue(OpContext& context, PlanMemory& memory, MemoryLedge
 
   const auto pass = model_.make_pass(shape_.pass, io.pass_inputs(), context, memory.device, ledger);
   pass->encode_context();
-  for (int t = 0; t < schema.levels(); ++t) issue_level(context, t, pass->decode_step(t), io, filtered ? &filter : nullptr);
+  for (int t = 0; t < schema.levels(); ++t)
+    issue_level(context, t, pass->decode_step(t), io, filtered ? &filter : nullptr);
   if (!context.measuring) io.issue_finish(context.stream);
   return io;
 }

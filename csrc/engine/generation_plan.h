@@ -33,7 +33,8 @@ class GenerationPlan {
  private:
   // Lays everything out in `memory` and issues the search.
   PlanIo issue(OpContext& context, PlanMemory& memory, MemoryLedger& ledger) const;
-  void issue_level(OpContext& context, int level, const ConstMatrix& logits, const PlanIo& io, const TrieFilterParams* filter) const;
+  void issue_level(OpContext& context, int level, const ConstMatrix& logits, const PlanIo& io,
+                   const TrieFilterParams* filter) const;
   PlanMemory bound_memory() const;
   OpContext context_for(Stream& stream, PlanMemory& memory, OperandTap* tap) const;
 

@@ -9,21 +9,22 @@
 
 namespace onerec {
 
-ItemTrie::ItemTrie(const std::int32_t* semantic_ids, std::int64_t items, const std::vector<std::int64_t>& codebook_sizes,
-                   Device& device)
+ItemTrie::ItemTrie(const std::int32_t* semantic_ids, std::int64_t items,
+                   const std::vector<std::int64_t>& codebook_sizes, Device& device)
     : levels_(static_cast<int>(codebook_sizes.size())) {
   require(items > 0, "[catalogue] got no items, want at least one.");
-  require(items < std::numeric_limits<std::int32_t>::max(), "[catalogue] got ", items, " items, want fewer than 2**31 - 1.");
+  require(items < std::numeric_limits<std::int32_t>::max(), "[catalogue] got ", items,
+          " items, want fewer than 2**31 - 1.");
   for (std::int64_t i = 0; i < items * levels_; ++i) {
     const std::int64_t size = codebook_sizes[static_cast<std::size_t>(i % levels_)];
-    require(semantic_ids[i] >= 0 && semantic_ids[i] < size, "[catalogue] item ", i / levels_, ": got code ", semantic_ids[i],
-            " at level ", i % levels_, ", want one in [0, ", size, ").");
+    require(semantic_ids[i] >= 0 && semantic_ids[i] < size, "[catalogue] item ", i / levels_, ": got code ",
+            semantic_ids[i], " at level ", i % levels_, ", want one in [0, ", size, ").");
   }
   order_.resize(static_cast<std::size_t>(items));
   std::iota(order_.begin(), order_.end(), std::int64_t{0});
   std::stable_sort(order_.begin(), order_.end(), [&](std::int64_t a, std::int64_t b) {
-    return std::lexicographical_compare(semantic_ids + a * levels_, semantic_ids + (a + 1) * levels_, semantic_ids + b * levels_,
-                                        semantic_ids + (b + 1) * levels_);
+    return std::lexicographical_compare(semantic_ids + a * levels_, semantic_ids + (a + 1) * levels_,
+                                        semantic_ids + b * levels_, semantic_ids + (b + 1) * levels_);
   });
   build(semantic_ids);
   upload(device);
@@ -31,7 +32,8 @@ ItemTrie::ItemTrie(const std::int32_t* semantic_ids, std::int64_t items, const s
 
 void ItemTrie::build(const std::int32_t* semantic_ids) {
   const auto items = static_cast<std::int32_t>(order_.size());
-  // `begins` are the positions at which the nodes of a level start; a new edge starts where the codes up to here first differ.
+  // `begins` are the positions at which the nodes of a level start; a new edge starts where the codes up to here first
+  // differ.
   std::vector<std::int32_t> begins = {0};
   for (int t = 0; t < levels_; ++t) {
     std::vector<std::int32_t> row_ptr;

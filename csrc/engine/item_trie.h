@@ -9,12 +9,13 @@
 
 namespace onerec {
 
-// Items are sorted by their codes, ties in the order given: an item's place there is its trie position. Node and edge numbering: ops/beam_search.h.
-// An edge of the last level is a leaf: a tuple of codes that at least one item has.
+// Items are sorted by their codes, ties in the order given: an item's place there is its trie position. Node and edge
+// numbering: ops/beam_search.h. An edge of the last level is a leaf: a tuple of codes that at least one item has.
 class ItemTrie {
  public:
   // `semantic_ids` [items, levels], item by item. Throws ArgumentError for a code outside its codebook or no items.
-  ItemTrie(const std::int32_t* semantic_ids, std::int64_t items, const std::vector<std::int64_t>& codebook_sizes, Device& device);
+  ItemTrie(const std::int32_t* semantic_ids, std::int64_t items, const std::vector<std::int64_t>& codebook_sizes,
+           Device& device);
 
   int levels() const { return levels_; }
   std::int64_t items() const { return static_cast<std::int64_t>(order_.size()); }

@@ -101,7 +101,8 @@ PlanIo::PlanIo(const PlanShape& shape, const InputSchema& schema, PlanMemory& me
     state.scores = last ? scores_.device : memory.device.allocate_array<float>(rows);
     state.states = last ? leaves_.device : memory.device.allocate_array<std::int32_t>(rows);
     state.codes = last ? codes_.device : memory.device.allocate_array<std::int32_t>(rows * levels);
-    for (int s = 0; s < t; ++s) state.ancestry[static_cast<std::size_t>(s)] = memory.device.allocate_array<std::int32_t>(rows);
+    for (int s = 0; s < t; ++s)
+      state.ancestry[static_cast<std::size_t>(s)] = memory.device.allocate_array<std::int32_t>(rows);
   }
   ledger["beam_state"] += memory.device.used() - beams;
 }

@@ -1,4 +1,5 @@
-// What the engine needs of a model family: how one search is issued as ops. A family composes ops and holds no device code.
+// What the engine needs of a model family: how one search is issued as ops. A family composes ops and holds no device
+// code.
 #pragma once
 
 #include <array>
@@ -56,10 +57,10 @@ struct PathwayInputs {
 // Everything a pass reads, in device memory; step t has the rows [0, *row_count[t]).
 struct PassInputs {
   std::vector<PathwayInputs> pathways;
-  const std::int32_t* context_offsets = nullptr;               // [batch + 1]
-  std::vector<const std::int32_t*> row_offsets;                // [step][batch + 1]
-  std::vector<const std::int32_t*> row_count;                  // [step]
-  std::vector<const std::int32_t*> codes;                      // [step][rows, levels]: the codes chosen before the step; [0] unused
+  const std::int32_t* context_offsets = nullptr;  // [batch + 1]
+  std::vector<const std::int32_t*> row_offsets;   // [step][batch + 1]
+  std::vector<const std::int32_t*> row_count;     // [step]
+  std::vector<const std::int32_t*> codes;         // [step][rows, levels]: the codes chosen before the step; [0] unused
   std::vector<std::array<const std::int32_t*, kMaxLevels>> ancestry;  // [step][earlier step][rows]
 };
 

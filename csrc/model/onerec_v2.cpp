@@ -28,8 +28,8 @@ OneRecV2::OneRecV2(OneRecV2Config config, Precision precision, Backend& backend)
       table_(backend),
       weights_(config_, precision_, table_) {}
 
-std::unique_ptr<ModelPass> OneRecV2::make_pass(const PassShape& shape, const PassInputs& inputs, OpContext& context, Arena& arena,
-                                               MemoryLedger& ledger) const {
+std::unique_ptr<ModelPass> OneRecV2::make_pass(const PassShape& shape, const PassInputs& inputs, OpContext& context,
+                                               Arena& arena, MemoryLedger& ledger) const {
   return std::make_unique<OneRecV2Pass>(*this, shape, inputs, context, PassMemory(arena, ledger));
 }
 

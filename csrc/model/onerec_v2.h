@@ -20,8 +20,8 @@ class OneRecV2 final : public Model {
   WeightTable& weights() override { return table_; }
   const WeightTable& weights() const override { return table_; }
   const InputSchema& schema() const override { return schema_; }
-  std::unique_ptr<ModelPass> make_pass(const PassShape& shape, const PassInputs& inputs, OpContext& context, Arena& arena,
-                                       MemoryLedger& ledger) const override;
+  std::unique_ptr<ModelPass> make_pass(const PassShape& shape, const PassInputs& inputs, OpContext& context,
+                                       Arena& arena, MemoryLedger& ledger) const override;
 
  private:
   OneRecV2Config config_;

@@ -23,7 +23,8 @@ std::int64_t OneRecV2Config::pathway_input_dim(const PathwayConfig& pathway) con
 }
 
 Precision Precision::parse(const std::string& precision, const std::string& experts) {
-  require(experts == "block" || experts == "channel", "[precision] got experts '", experts, "', want 'block' or 'channel'.");
+  require(experts == "block" || experts == "channel", "[precision] got experts '", experts,
+          "', want 'block' or 'channel'.");
   if (precision == "fp32") return {};
   if (precision == "bf16") return {.activation = DType::kBF16};
   require(precision == "fp8", "[precision] got '", precision, "', want 'fp32', 'bf16' or 'fp8'.");

@@ -1,5 +1,5 @@
-// The configuration of a OneRec-V2 model (arXiv 2508.20900); field by field the same as python/onerec_engine/config.py, which
-// checks it and documents it.
+// The configuration of a OneRec-V2 model (arXiv 2508.20900); field by field the same as python/onerec_engine/config.py,
+// which checks it and documents it.
 #pragma once
 
 #include <cstdint>
@@ -74,9 +74,9 @@ struct OneRecV2Config {
 
 // How values are stored and multiplied; docs/numerics.md has the whole table.
 struct Precision {
-  DType activation = DType::kF32;                      // kF32 or kBF16
-  WeightFormat linear = WeightFormat::kDense;          // of the decoder's linears
-  WeightFormat experts = WeightFormat::kDense;         // of the routed experts
+  DType activation = DType::kF32;               // kF32 or kBF16
+  WeightFormat linear = WeightFormat::kDense;   // of the decoder's linears
+  WeightFormat experts = WeightFormat::kDense;  // of the routed experts
 
   // "fp32", "bf16" or "fp8"; `experts` is "block" or "channel" and matters for "fp8" alone.
   static Precision parse(const std::string& precision, const std::string& experts);

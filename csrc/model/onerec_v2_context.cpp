@@ -4,7 +4,8 @@
 
 namespace onerec {
 
-ContextProcessor::ContextProcessor(const OneRecV2& model, const PassShape& shape, OpContext& context, PassMemory& memory)
+ContextProcessor::ContextProcessor(const OneRecV2& model, const PassShape& shape, OpContext& context,
+                                   PassMemory& memory)
     : model_(model),
       shape_(shape),
       context_(context),
@@ -24,7 +25,8 @@ ContextProcessor::ContextProcessor(const OneRecV2& model, const PassShape& shape
     }
     largest = std::max(largest, widest * shape.pathway_tokens[p]);
   }
-  const Matrix buffers[2] = {memory.matrix("activations", dtype, 1, largest), memory.matrix("activations", dtype, 1, largest)};
+  const Matrix buffers[2] = {memory.matrix("activations", dtype, 1, largest),
+                             memory.matrix("activations", dtype, 1, largest)};
   for (std::size_t p = 0; p < shape.pathway_tokens.size(); ++p) {
     const PathwayWeights& weights = model.tensors().pathways[p];
     auto& stages = stages_.emplace_back();
@@ -56,7 +58,9 @@ void ContextProcessor::encode(const PassInputs& inputs) {
                              .tokens = tokens};
     for (int t = 0; pathway.items && t < config.levels(); ++t) {
       const auto level = static_cast<std::size_t>(t);
-      embed.fields.push_back({ContextField::Kind::kSemanticId, t, config.embed_dim,
+      embed.fields.push_back({ContextField::Kind::kSemanticId,
+                              t,
+                              config.embed_dim,
                               {weights.semantic_ids[level]->data(), config.codebook_sizes[level], config.embed_dim}});
     }
     std::int64_t categorical = 0;
@@ -64,8 +68,10 @@ void ContextProcessor::encode(const PassInputs& inputs) {
     for (const auto& field : pathway.fields) {
       if (field.categorical) {
         const DeviceArray* table = tensors.fields[static_cast<std::size_t>(categorical)];
-        embed.fields.push_back(
-            {ContextField::Kind::kCategorical, categorical++, field.width, {table->data(), field.num_embeddings, field.width}});
+        embed.fields.push_back({ContextField::Kind::kCategorical,
+                                categorical++,
+                                field.width,
+                                {table->data(), field.num_embeddings, field.width}});
       } else {
         embed.fields.push_back({ContextField::Kind::kDense, dense, field.width, {}});
         dense += field.width;

@@ -62,7 +62,8 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
   const DeviceArray* table = step == 0 ? weights.bos : weights.tokens[t - 1];
   const void* position = nullptr;
   if (weights.positions != nullptr) {
-    position = static_cast<const std::byte*>(weights.positions->data()) + t * static_cast<std::size_t>(config.hidden_size) * size_of(h.dtype);
+    position = static_cast<const std::byte*>(weights.positions->data()) +
+               t * static_cast<std::size_t>(config.hidden_size) * size_of(h.dtype);
   }
   embed_step(context_, {.table = table->data(),
                         .table_rows = step == 0 ? 1 : config.codebook_sizes[t - 1],
@@ -82,11 +83,13 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
   const LinearLayer& head = weights.heads[t];
   // Each level's logits are packed at its own width.
   const Matrix logits{logits_.data, DType::kF32, rows.capacity, head.outputs, head.outputs};
-  linear(context_, {.x = {.values = head_x}, .weight = head.get(), .bias = head.bias_data(), .y = logits, .rows = rows});
+  linear(context_,
+         {.x = {.values = head_x}, .weight = head.get(), .bias = head.bias_data(), .y = logits, .rows = rows});
   return logits;
 }
 
-void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h, const Extent& rows) {
+void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
+                                         const Extent& rows) {
   const OneRecV2Config& config = model_.config();
   const Operand x = first_rows(x_, rows.capacity);
   const Matrix q = first_rows(q_, rows.capacity);
@@ -113,7 +116,8 @@ void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t
   project_out(attended, layer.cross_o, h, rows);
 }
 
-void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h, const Extent& rows) {
+void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
+                                        const Extent& rows) {
   const OneRecV2Config& config = model_.config();
   const auto t = static_cast<std::size_t>(step);
   const auto l = static_cast<std::size_t>(index);
@@ -121,7 +125,8 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
   const Matrix attended = first_rows(attended_, rows.capacity);
   const Matrix qkv = qkv_[t][l];
   normalise(h, layer.self_norm, x, rows);
-  linear(context_, {.x = x, .weight = layer.self_qkv.get(), .bias = layer.self_qkv.bias_data(), .y = qkv, .rows = rows});
+  linear(context_,
+         {.x = x, .weight = layer.self_qkv.get(), .bias = layer.self_qkv.bias_data(), .y = qkv, .rows = rows});
   if (layer.self_q_norm != nullptr) {
     const std::int64_t kv = config.num_key_value_heads * config.head_dim;
     head_norm(qkv.columns(0, config.d_attention()), layer.self_q_norm, config.num_attention_heads, rows);

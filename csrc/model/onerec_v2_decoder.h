@@ -1,4 +1,5 @@
-// The lazy decoder: per block cross-attention over the shared context, self-attention over the codes chosen so far, feed-forward network.
+// The lazy decoder: per block cross-attention over the shared context, self-attention over the codes chosen so far,
+// feed-forward network.
 #pragma once
 
 #include <vector>
@@ -10,14 +11,17 @@ namespace onerec {
 
 class OneRecV2Pass final : public ModelPass {
  public:
-  OneRecV2Pass(const OneRecV2& model, const PassShape& shape, const PassInputs& inputs, OpContext& context, PassMemory memory);
+  OneRecV2Pass(const OneRecV2& model, const PassShape& shape, const PassInputs& inputs, OpContext& context,
+               PassMemory memory);
 
   void encode_context() override { context_processor_.encode(inputs_); }
   ConstMatrix decode_step(int step) override;
 
  private:
-  void cross_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h, const Extent& rows);
-  void self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h, const Extent& rows);
+  void cross_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
+                             const Extent& rows);
+  void self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
+                            const Extent& rows);
   // out = RMSNorm(h) in the form that the decoder's linears read.
   void normalise(const Matrix& h, const DeviceArray* gamma, const Operand& out, const Extent& rows);
   void head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows);
@@ -31,14 +35,15 @@ class OneRecV2Pass final : public ModelPass {
   PassMemory memory_;
   ContextProcessor context_processor_;
   FeedForward feed_forward_;
-  Matrix h_;           // [rows, d]: the residual stream
-  Operand x_;          // [rows, d]: input of the projections
-  Matrix q_;           // [rows, H * d_head]
-  Matrix attended_;    // [rows, H * d_head]
-  Operand attended_x_; // the same, as W_o reads it
-  Matrix head_x_;      // [rows, d]
-  Matrix logits_;      // [rows, widest codebook], FP32
-  // [step][layer]: q, k, v of the step's rows, which later steps read in place. The last step's are read by nobody later: its layers share one buffer.
+  Matrix h_;            // [rows, d]: the residual stream
+  Operand x_;           // [rows, d]: input of the projections
+  Matrix q_;            // [rows, H * d_head]
+  Matrix attended_;     // [rows, H * d_head]
+  Operand attended_x_;  // the same, as W_o reads it
+  Matrix head_x_;       // [rows, d]
+  Matrix logits_;       // [rows, widest codebook], FP32
+  // [step][layer]: q, k, v of the step's rows, which later steps read in place. The last step's are read by nobody
+  // later: its layers share one buffer.
   std::vector<std::vector<Matrix>> qkv_;
 };
 

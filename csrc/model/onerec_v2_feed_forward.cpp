@@ -48,7 +48,8 @@ FeedForward::FeedForward(const OneRecV2& model, std::int64_t rows, OpContext& co
   const std::int64_t top_k = config.num_experts_per_tok;
   const std::int64_t sorted = rows * top_k;
   router_x_ = memory.matrix(kActivations, dtype, rows, d);
-  expert_x_ = expert_kind == ScaleKind::kNone ? Operand{.values = router_x_} : memory.operand(kActivations, expert_kind, dtype, rows, d);
+  expert_x_ = expert_kind == ScaleKind::kNone ? Operand{.values = router_x_}
+                                              : memory.operand(kActivations, expert_kind, dtype, rows, d);
   router_logits_ = memory.matrix(kActivations, DType::kF32, rows, moe->router.outputs);
   selected_ = memory.array<std::int32_t>(kActivations, sorted);
   weights_ = memory.array<float>(kActivations, sorted);
@@ -62,7 +63,8 @@ FeedForward::FeedForward(const OneRecV2& model, std::int64_t rows, OpContext& co
   if (moe->shared.width > 0) shared_out_ = memory.matrix(kActivations, dtype, rows, d);
 }
 
-void FeedForward::normalise(const Matrix& h, const LayerWeights& layer, const Matrix& y, const Operand& quantized, const Extent& rows) {
+void FeedForward::normalise(const Matrix& h, const LayerWeights& layer, const Matrix& y, const Operand& quantized,
+                            const Extent& rows) {
   rms_norm(context_, {.x = h,
                       .gamma = layer.ffn_norm->floats(),
                       .width = model_.config().hidden_size,
@@ -82,11 +84,12 @@ void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Exten
   dense(h, layer.dense, x_, h, h, rows);
 }
 
-void FeedForward::dense(const Matrix& h, const FeedForwardWeights& weights, const Operand& x, const ConstMatrix& residual,
-                        const Matrix& out, const Extent& rows) {
+void FeedForward::dense(const Matrix& h, const FeedForwardWeights& weights, const Operand& x,
+                        const ConstMatrix& residual, const Matrix& out, const Extent& rows) {
   const Matrix gate_up = reshape(gate_up_, h.rows, 2 * weights.width);
   const Operand hidden = reshape(hidden_, h.rows, weights.width);
-  linear(context_, {.x = x, .weight = weights.gate_up.get(), .bias = weights.gate_up.bias_data(), .y = gate_up, .rows = rows});
+  linear(context_,
+         {.x = x, .weight = weights.gate_up.get(), .bias = weights.gate_up.bias_data(), .y = gate_up, .rows = rows});
   swiglu(context_, {.gate_up = gate_up,
                     .width = weights.width,
                     .y = hidden.quantized() ? Matrix{} : hidden.values,
@@ -121,7 +124,10 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
                    .slots = slots_,
                    .sources = sources_,
                    .rows = rows});
-  gather_rows(context_, {.x = expert_x_, .sources = sources_, .sorted = sorted_x_, .sorted_rows = {sorted, offsets_ + config.n_routed_experts}});
+  gather_rows(context_, {.x = expert_x_,
+                         .sources = sources_,
+                         .sorted = sorted_x_,
+                         .sorted_rows = {sorted, offsets_ + config.n_routed_experts}});
   grouped_linear(context_, {.x = sorted_x_,
                             .weight = layer.experts.gate_up.get(),
                             .offsets = offsets_,

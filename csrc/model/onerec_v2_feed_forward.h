@@ -1,4 +1,5 @@
-// The feed-forward sub-layer of a decoder block: dense SwiGLU, or a mixture of experts (arXiv 2412.19437, section 2.1.2).
+// The feed-forward sub-layer of a decoder block: dense SwiGLU, or a mixture of experts (arXiv 2412.19437,
+// section 2.1.2).
 #pragma once
 
 #include "model/onerec_v2.h"
@@ -15,16 +16,17 @@ class FeedForward {
   void add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows);
 
  private:
-  void dense(const Matrix& h, const FeedForwardWeights& weights, const Operand& x, const ConstMatrix& residual, const Matrix& out,
-             const Extent& rows);
+  void dense(const Matrix& h, const FeedForwardWeights& weights, const Operand& x, const ConstMatrix& residual,
+             const Matrix& out, const Extent& rows);
   void mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows);
-  void normalise(const Matrix& h, const LayerWeights& layer, const Matrix& y, const Operand& quantized, const Extent& rows);
+  void normalise(const Matrix& h, const LayerWeights& layer, const Matrix& y, const Operand& quantized,
+                 const Extent& rows);
 
   const OneRecV2& model_;
   OpContext& context_;
-  Operand x_;        // [rows, d]: input of dense and shared networks
-  Matrix gate_up_;   // [rows, 2 * width] of the widest dense or shared network
-  Operand hidden_;   // [rows, width]
+  Operand x_;       // [rows, d]: input of dense and shared networks
+  Matrix gate_up_;  // [rows, 2 * width] of the widest dense or shared network
+  Operand hidden_;  // [rows, width]
 
   // Mixture of experts: per row, then per (row, choice) sorted by expert.
   Matrix router_x_;  // [rows, d], FP32 or BF16

@@ -13,15 +13,17 @@ class Declaration {
   Declaration(const OneRecV2Config& config, const Precision& precision, WeightTable& table)
       : config_(config), precision_(precision), table_(table) {}
 
-  const DeviceArray* vector(const std::string& name, std::int64_t length) { return &table_.add_vector({name}, {length}, length); }
+  const DeviceArray* vector(const std::string& name, std::int64_t length) {
+    return &table_.add_vector({name}, {length}, length);
+  }
 
   const DeviceArray* embedding(const std::string& name, std::int64_t rows, std::int64_t cols) {
     return &table_.add_table(name, rows, cols, precision_.activation);
   }
 
   // Tensors `names`, each `rows[i]` outputs of `inputs`, stacked.
-  LinearLayer linear(const std::string& fused, const std::vector<std::string>& names, const std::vector<std::int64_t>& rows,
-                     std::int64_t inputs, WeightFormat format, bool bias) {
+  LinearLayer linear(const std::string& fused, const std::vector<std::string>& names,
+                     const std::vector<std::int64_t>& rows, std::int64_t inputs, WeightFormat format, bool bias) {
     std::vector<WeightTable::Part> parts;
     std::int64_t row = 0;
     for (std::size_t i = 0; i < names.size(); ++i) {
@@ -41,7 +43,8 @@ class Declaration {
     return layer;
   }
 
-  LinearLayer linear(const std::string& name, std::int64_t outputs, std::int64_t inputs, WeightFormat format, bool bias) {
+  LinearLayer linear(const std::string& name, std::int64_t outputs, std::int64_t inputs, WeightFormat format,
+                     bool bias) {
     return linear(name, {name}, {outputs}, inputs, format, bias);
   }
 
@@ -116,14 +119,16 @@ class Declaration {
     const std::string prefix = concat("context.pathways.", pathway.name, ".");
     for (const auto& field : pathway.fields) {
       if (!field.categorical) continue;
-      w.fields.push_back(embedding(concat(prefix, "fields.", field.name, ".weight"), field.num_embeddings, field.width));
+      w.fields.push_back(
+          embedding(concat(prefix, "fields.", field.name, ".weight"), field.num_embeddings, field.width));
     }
     std::int64_t inputs = config_.pathway_input_dim(pathway);
     w.input_width = pad_to(inputs, kPadding);
     std::vector<std::int64_t> widths = pathway.hidden_sizes;
     widths.push_back(config_.d_context());
     for (std::size_t i = 0; i < widths.size(); ++i) {
-      w.projections.push_back(linear(concat(prefix, "proj.", i), widths[i], inputs, WeightFormat::kDense, pathway.bias));
+      w.projections.push_back(
+          linear(concat(prefix, "proj.", i), widths[i], inputs, WeightFormat::kDense, pathway.bias));
       inputs = widths[i];
     }
     if (pathway.positions) {

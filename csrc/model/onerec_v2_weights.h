@@ -45,8 +45,8 @@ struct LayerWeights {
 };
 
 struct PathwayWeights {
-  std::int64_t input_width = 0;                // of the concatenation, padded
-  std::vector<const DeviceArray*> fields;      // one per categorical field
+  std::int64_t input_width = 0;            // of the concatenation, padded
+  std::vector<const DeviceArray*> fields;  // one per categorical field
   std::vector<LinearLayer> projections;
   const DeviceArray* positions = nullptr;
 };

@@ -25,7 +25,8 @@ float half_to_float(std::uint16_t half) {
 void read_floats(const TensorSource& source, std::int64_t begin, std::int64_t count, float* out) {
   switch (source.dtype) {
     case TensorDType::kF32:
-      std::memcpy(out, static_cast<const float*>(source.values) + begin, static_cast<std::size_t>(count) * sizeof(float));
+      std::memcpy(out, static_cast<const float*>(source.values) + begin,
+                  static_cast<std::size_t>(count) * sizeof(float));
       return;
     case TensorDType::kBF16: {
       const auto* in = static_cast<const BFloat16*>(source.values) + begin;
@@ -44,7 +45,8 @@ void read_floats(const TensorSource& source, std::int64_t begin, std::int64_t co
 }
 
 // A dense source stored as `dtype`, `rows` rows of `cols`, into rows `stride` elements apart.
-void store_rows(const TensorSource& source, std::int64_t rows, std::int64_t cols, DType dtype, std::int64_t stride, void* out) {
+void store_rows(const TensorSource& source, std::int64_t rows, std::int64_t cols, DType dtype, std::int64_t stride,
+                void* out) {
   std::vector<float> row(static_cast<std::size_t>(cols));
   for (std::int64_t r = 0; r < rows; ++r) {
     read_floats(source, r * cols, cols, row.data());
@@ -102,8 +104,8 @@ void WeightTable::add_spec(TensorSpec spec, Entry entry) {
   specs_.push_back(std::move(spec));
 }
 
-const DeviceArray& WeightTable::add_vector(const std::vector<std::string>& names, const std::vector<std::int64_t>& lengths,
-                                           std::int64_t length) {
+const DeviceArray& WeightTable::add_vector(const std::vector<std::string>& names,
+                                           const std::vector<std::int64_t>& lengths, std::int64_t length) {
   auto& vector = *vectors_.emplace_back(std::make_unique<Vector>());
   vector.staging.assign(static_cast<std::size_t>(length), 0.0f);
   vector.missing = names.size();
@@ -126,8 +128,9 @@ const DeviceArray& WeightTable::add_table(const std::string& name, std::int64_t 
 }
 
 const std::unique_ptr<LinearWeight>& WeightTable::add_linear(const std::string& name, std::int64_t experts,
-                                                             std::int64_t outputs, std::int64_t inputs, WeightFormat format,
-                                                             DType dtype, const std::vector<Part>& parts) {
+                                                             std::int64_t outputs, std::int64_t inputs,
+                                                             WeightFormat format, DType dtype,
+                                                             const std::vector<Part>& parts) {
   auto& linear = *linears_.emplace_back(std::make_unique<Linear>());
   linear.source = {.name = name,
                    .experts = experts,
@@ -141,8 +144,10 @@ const std::unique_ptr<LinearWeight>& WeightTable::add_linear(const std::string& 
   require(reason.empty(), "[", name, "] ", reason);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const Part& part = parts[i];
-    ensure(part.expert < experts && part.row + part.rows <= outputs && part.cols <= inputs, "part ", part.name, " leaves ", name);
-    ensure(format != WeightFormat::kFp8Block || part.row % kScaleBlock == 0, "part ", part.name, " starts inside a block");
+    ensure(part.expert < experts && part.row + part.rows <= outputs && part.cols <= inputs, "part ", part.name,
+           " leaves ", name);
+    ensure(format != WeightFormat::kFp8Block || part.row % kScaleBlock == 0, "part ", part.name,
+           " starts inside a block");
     add_spec({part.name, part.rows, part.cols, kind_of(format)}, {.linear = &linear, .part = i});
   }
   return linear.weight;
@@ -192,7 +197,8 @@ void WeightTable::set_linear(Entry& entry, const TensorSource& source) {
   if (linear.values.empty()) {
     linear.values.resize(static_cast<std::size_t>(shape.experts * shape.outputs * shape.inputs) * size_of(shape.dtype));
     // Padding has scale 1: its codes are 0.
-    if (shape.format == WeightFormat::kFp8Channel) linear.scales.assign(static_cast<std::size_t>(shape.experts * shape.outputs), 1.0f);
+    if (shape.format == WeightFormat::kFp8Channel)
+      linear.scales.assign(static_cast<std::size_t>(shape.experts * shape.outputs), 1.0f);
     if (shape.format == WeightFormat::kFp8Block) {
       linear.scales.assign(static_cast<std::size_t>(shape.experts * row_blocks * col_blocks), 1.0f);
     }
@@ -215,7 +221,8 @@ void WeightTable::set_linear(Entry& entry, const TensorSource& source) {
       read_floats(source, 0, part.rows * part.cols, dense.data());
       own_codes.resize(dense.size());
       own_scales.resize(static_cast<std::size_t>(block ? scale_blocks(part.rows) * part_col_blocks : part.rows));
-      (block ? quantize_block : quantize_channel)(DType::kF32, dense.data(), part.rows, part.cols, own_codes.data(), own_scales.data());
+      (block ? quantize_block : quantize_channel)(DType::kF32, dense.data(), part.rows, part.cols, own_codes.data(),
+                                                  own_scales.data());
       codes = own_codes.data();
       scales = own_scales.data();
     }
@@ -226,7 +233,8 @@ void WeightTable::set_linear(Entry& entry, const TensorSource& source) {
     if (block) {
       float* to = linear.scales.data() + (part.expert * row_blocks + part.row / kScaleBlock) * col_blocks;
       for (std::int64_t r = 0; r < scale_blocks(part.rows); ++r) {
-        std::memcpy(to + r * col_blocks, scales + r * part_col_blocks, static_cast<std::size_t>(part_col_blocks) * sizeof(float));
+        std::memcpy(to + r * col_blocks, scales + r * part_col_blocks,
+                    static_cast<std::size_t>(part_col_blocks) * sizeof(float));
       }
     } else {
       std::memcpy(linear.scales.data() + first_row, scales, static_cast<std::size_t>(part.rows) * sizeof(float));

@@ -35,8 +35,9 @@ struct DeviceArray {
   const float* floats() const { return static_cast<const float*>(data()); }
 };
 
-// Filled in three strokes: the model declares what it needs (add_*), the loader sets every tensor in the order of specs(), and
-// finish() checks that none is missing. References that add_* returns stay valid and are filled while loading.
+// Filled in three strokes: the model declares what it needs (add_*), the loader sets every tensor in the order of
+// specs(), and finish() checks that none is missing. References that add_* returns stay valid and are filled while
+// loading.
 class WeightTable {
  public:
   explicit WeightTable(Backend& backend);
@@ -64,8 +65,8 @@ class WeightTable {
                                                   const std::vector<Part>& parts);
 
   const std::vector<TensorSpec>& specs() const { return specs_; }
-  // Converts, quantises where the format wants it, and packs a linear as soon as it is complete. Throws ArgumentError for an unknown or
-  // repeated name or a dtype that does not fit.
+  // Converts, quantises where the format wants it, and packs a linear as soon as it is complete. Throws ArgumentError
+  // for an unknown or repeated name or a dtype that does not fit.
   void set(const std::string& name, const TensorSource& source);
   void finish() const;
   // Device memory held.

@@ -19,8 +19,8 @@
 
 namespace onerec {
 
-// Every op has `<op>_workspace`, the scratch bytes that it needs for these params (branching on capacities only), and `<op>` itself, which runs or records.
-// Params have been validated by ops/<op>.cpp.
+// Every op has `<op>_workspace`, the scratch bytes that it needs for these params (branching on capacities only), and
+// `<op>` itself, which runs or records. Params have been validated by ops/<op>.cpp.
 class Backend {
  public:
   virtual ~Backend() = default;

@@ -25,8 +25,8 @@ class OperandTap {
   virtual void observe(std::string_view weight, const Operand& operand, std::int64_t rows) = 0;
 };
 
-// A plan is laid out by issuing every op twice: once measuring (validates, collects the largest scratch need, runs nothing) and once
-// for real or for a recording.
+// A plan is laid out by issuing every op twice: once measuring (validates, collects the largest scratch need, runs
+// nothing) and once for real or for a recording.
 struct OpContext {
   Backend& backend;
   Stream& stream;

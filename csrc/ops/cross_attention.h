@@ -7,18 +7,19 @@ namespace onerec {
 
 // For request b, its rows r in [row_offsets[b], row_offsets[b + 1]), head h and its group g = h / (heads / kv_heads):
 // s[n] = scale * q[r, h] . k[n, g] over the context tokens n in [context_offsets[b], context_offsets[b + 1]),
-// p = exp(s - max s), out[r, h] = sum_n round(p[n]) v[n, g] / sum_n p[n]; p is rounded to q's dtype. No tokens: out = 0.
+// p = exp(s - max s), out[r, h] = sum_n round(p[n]) v[n, g] / sum_n p[n]; p is rounded to q's dtype. No tokens: out =
+// 0.
 struct CrossAttentionParams {
-  ConstMatrix q = {};                                    // [rows, heads * head_dim], FP32 or BF16
-  ConstMatrix k = {};                                    // [tokens, kv_heads * head_dim], q's dtype
-  ConstMatrix v = {};                                    // the same shape; may be k itself
-  const std::int32_t* context_offsets = nullptr;    // [batch + 1], device
-  const std::int32_t* row_offsets = nullptr;        // [batch + 1], device
-  Matrix out = {};                                       // [rows, heads * head_dim] of q's dtype
+  ConstMatrix q = {};                             // [rows, heads * head_dim], FP32 or BF16
+  ConstMatrix k = {};                             // [tokens, kv_heads * head_dim], q's dtype
+  ConstMatrix v = {};                             // the same shape; may be k itself
+  const std::int32_t* context_offsets = nullptr;  // [batch + 1], device
+  const std::int32_t* row_offsets = nullptr;      // [batch + 1], device
+  Matrix out = {};                                // [rows, heads * head_dim] of q's dtype
   std::int64_t batch = 0;
   std::int64_t rows_capacity = 0;
-  std::int64_t tokens_capacity = 0;                 // of all requests together
-  std::int64_t max_request_rows = 0;                // capacity of one request
+  std::int64_t tokens_capacity = 0;   // of all requests together
+  std::int64_t max_request_rows = 0;  // capacity of one request
   std::int64_t max_request_tokens = 0;
   std::int64_t heads = 0;
   std::int64_t kv_heads = 0;

@@ -18,19 +18,19 @@ struct ContextField {
   enum class Kind : std::uint8_t { kSemanticId, kCategorical, kDense } kind = Kind::kDense;
   std::int64_t index = 0;  // the level, or the first column of `categorical` or `dense`
   std::int64_t width = 0;
-  EmbeddingTable table = {};    // of kSemanticId and kCategorical
+  EmbeddingTable table = {};  // of kSemanticId and kCategorical
 };
 
 // Ids are checked by the caller; columns behind the last field are set to 0.
 struct EmbedContextParams {
   std::vector<ContextField> fields = {};
-  const std::int32_t* codes = nullptr;        // [tokens, levels]
+  const std::int32_t* codes = nullptr;  // [tokens, levels]
   std::int64_t levels = 0;
   const std::int32_t* categorical = nullptr;  // [tokens, num_categorical]
   std::int64_t num_categorical = 0;
-  const float* dense = nullptr;               // [tokens, num_dense]
+  const float* dense = nullptr;  // [tokens, num_dense]
   std::int64_t num_dense = 0;
-  Matrix out = {};                                 // [tokens, padded width], FP32 or BF16
+  Matrix out = {};  // [tokens, padded width], FP32 or BF16
   Extent tokens = {};
 };
 
@@ -38,11 +38,11 @@ void embed_context(OpContext& context, const EmbedContextParams& params);
 
 // context[rows[i]] = round(x[i] + positions_table[positions[i]]); without a table, a plain scatter.
 struct ScatterContextParams {
-  ConstMatrix x = {};                             // [tokens, d_context], FP32 or BF16
-  EmbeddingTable position_table = {};             // data = null: no position embedding
-  const std::int32_t* positions = nullptr;   // [tokens]
-  const std::int32_t* rows = nullptr;        // [tokens], distinct
-  Matrix out = {};                                // [context tokens, d_context] of x's dtype
+  ConstMatrix x = {};                       // [tokens, d_context], FP32 or BF16
+  EmbeddingTable position_table = {};       // data = null: no position embedding
+  const std::int32_t* positions = nullptr;  // [tokens]
+  const std::int32_t* rows = nullptr;       // [tokens], distinct
+  Matrix out = {};                          // [context tokens, d_context] of x's dtype
   Extent tokens = {};
 };
 

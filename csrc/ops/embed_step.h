@@ -7,12 +7,12 @@ namespace onerec {
 
 // h[r] = round(table[codes[r * code_stride]] + position); codes = null: row 0 of the table for every row (BOS).
 struct EmbedStepParams {
-  const void* table = nullptr;           // [table_rows, width] of h's dtype
+  const void* table = nullptr;  // [table_rows, width] of h's dtype
   std::int64_t table_rows = 0;
   const std::int32_t* codes = nullptr;
   std::int64_t code_stride = 1;
-  const void* position = nullptr;        // [width] of h's dtype, or null
-  Matrix h = {};                              // [rows, width], FP32 or BF16
+  const void* position = nullptr;  // [width] of h's dtype, or null
+  Matrix h = {};                   // [rows, width], FP32 or BF16
   Extent rows = {};
 };
 

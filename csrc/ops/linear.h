@@ -11,9 +11,9 @@
 namespace onerec {
 
 enum class WeightFormat : std::uint8_t {
-  kDense,         // FP32 or BF16 values
-  kFp8Channel,    // E4M3 codes, one FP32 scale per output
-  kFp8Block,      // E4M3 codes, one FP32 scale per 128 outputs x 128 inputs
+  kDense,       // FP32 or BF16 values
+  kFp8Channel,  // E4M3 codes, one FP32 scale per output
+  kFp8Block,    // E4M3 codes, one FP32 scale per 128 outputs x 128 inputs
 };
 
 // A weight as the backend keeps it: packed, padded, on the device. Made once at load by Backend::pack_linear.
@@ -44,17 +44,17 @@ struct LinearWeightSource {
 
 enum class Activation : std::uint8_t { kNone, kLeakyRelu };
 
-// y[m, n] = round(activation(sum_k x[m, k] w[n, k] + bias[n]) + residual[m, n]) for the live rows m; rows behind the live ones are
-// left as they were. With FP8: sum = sA[m] * (sW[n] * sum_k codes). See docs/numerics.md.
-// `y` may be `residual` itself; `x` aliases neither.
+// y[m, n] = round(activation(sum_k x[m, k] w[n, k] + bias[n]) + residual[m, n]) for the live rows m; rows behind the
+// live ones are left as they were. With FP8: sum = sA[m] * (sW[n] * sum_k codes). See docs/numerics.md. `y` may be
+// `residual` itself; `x` aliases neither.
 struct LinearParams {
-  Operand x = {};                           // [rows, K]; kNone for kDense, kPerRow for kFp8Channel
+  Operand x = {};  // [rows, K]; kNone for kDense, kPerRow for kFp8Channel
   const LinearWeight* weight = nullptr;
-  const float* bias = nullptr;         // [N] or null
-  ConstMatrix residual = {};                // [rows, N] of y's dtype, or data = null
-  Matrix y = {};                            // [rows, N], FP32 or BF16
+  const float* bias = nullptr;  // [N] or null
+  ConstMatrix residual = {};    // [rows, N] of y's dtype, or data = null
+  Matrix y = {};                // [rows, N], FP32 or BF16
   Activation activation = Activation::kNone;
-  float negative_slope = 0.01f;        // of kLeakyRelu
+  float negative_slope = 0.01f;  // of kLeakyRelu
   Extent rows = {};
 };
 

@@ -10,8 +10,8 @@ namespace onerec {
 struct SwigluParams {
   ConstMatrix gate_up = {};  // [rows, 2 * width], FP32 or BF16: gate in columns [0, width), up behind it
   std::int64_t width = 0;
-  Matrix y = {};             // [rows, width] of gate_up's dtype, or data = null
-  Operand quantized = {};    // codes of the FP32 product, kPerRow or kPerBlock, or data = null
+  Matrix y = {};           // [rows, width] of gate_up's dtype, or data = null
+  Operand quantized = {};  // codes of the FP32 product, kPerRow or kPerBlock, or data = null
   Extent rows = {};
 };
 

@@ -22,14 +22,19 @@ struct Sample {
   std::vector<std::int32_t> excluded = {0, 5, 2};
   std::vector<std::int32_t> excluded_offsets = {0, 2, 3};
   std::vector<std::int32_t> forced;
-  InputSchema schema{.pathways = {{.items = true, .max_tokens = 4, .num_embeddings = {5}, .dense_columns = 1}}, .codebook_sizes = {3, 2}};
+  InputSchema schema{.pathways = {{.items = true, .max_tokens = 4, .num_embeddings = {5}, .dense_columns = 1}},
+                     .codebook_sizes = {3, 2}};
   BatchLimits limits{.max_batch = 2, .max_rows = 6, .max_context_tokens = 3, .max_excluded = 3};
   std::int64_t items = 6;
 
   Batch batch() const {
     return {.size = 2,
-            .pathways = {{.tokens = 3, .codes = codes.data(), .positions = positions.data(), .rows = rows.data(),
-                          .categorical = categorical.data(), .dense = dense.data()}},
+            .pathways = {{.tokens = 3,
+                          .codes = codes.data(),
+                          .positions = positions.data(),
+                          .rows = rows.data(),
+                          .categorical = categorical.data(),
+                          .dense = dense.data()}},
             .context_offsets = context_offsets.data(),
             .widths = widths.data(),
             .constrained = constrained.data(),
@@ -55,12 +60,20 @@ TEST(CheckBatch, RefusesEveryIndexThatAnOpWouldFollowOutOfBounds) {
       {"beam width", [](Sample& s) { s.widths[1] = 0; }},
       {"beams after level", [](Sample& s) { s.widths[3] = 5; }},
       {"requests", [](Sample& s) { s.limits.max_batch = 1; }},
-      {"constrained", [](Sample& s) { s.items = 0; s.excluded_offsets = {0, 0, 0}; }},
+      {"constrained",
+       [](Sample& s) {
+         s.items = 0;
+         s.excluded_offsets = {0, 0, 0};
+       }},
       {"ascend", [](Sample& s) { s.excluded = {5, 0, 2}; }},
       {"ascend", [](Sample& s) { s.excluded[1] = 6; }},
       {"excluded items", [](Sample& s) { s.limits.max_excluded = 2; }},
       {"one width", [](Sample& s) { s.forced.assign(8, 0); }},
-      {"got code", [](Sample& s) { s.widths = {2, 2, 1, 1}; s.forced = {0, 0, 0, 2, 0, 0}; }},
+      {"got code",
+       [](Sample& s) {
+         s.widths = {2, 2, 1, 1};
+         s.forced = {0, 0, 0, 2, 0, 0};
+       }},
   };
   for (const auto& [message, damage] : damages) {
     Sample sample;

@@ -39,17 +39,20 @@ OneRecV2Config tiny_config(bool moe) {
     config.first_k_dense_replace = 1;
   }
   PathwayConfig history{.name = "history", .items = true, .max_tokens = 6, .positions = true};
-  history.fields = {{.name = "action", .categorical = true, .num_embeddings = 3, .width = 4}, {.name = "age", .width = 2}};
+  history.fields = {{.name = "action", .categorical = true, .num_embeddings = 3, .width = 4},
+                    {.name = "age", .width = 2}};
   config.pathways = {history};
   return config;
 }
 
-std::unique_ptr<GenerationEngine> tiny_engine(const std::string& precision, bool moe, std::size_t memory_limit = 0, int threads = 2) {
+std::unique_ptr<GenerationEngine> tiny_engine(const std::string& precision, bool moe, std::size_t memory_limit = 0,
+                                              int threads = 2) {
   auto backend = make_backend("cpu", threads);
   auto model = std::make_unique<OneRecV2>(tiny_config(moe), Precision::parse(precision, "block"), *backend);
   auto engine = std::make_unique<GenerationEngine>(
       std::move(backend), std::move(model),
-      EngineOptions{.limits = {.max_batch = 8, .max_rows = 256, .max_context_tokens = 64, .max_excluded = 64}, .memory_limit = memory_limit});
+      EngineOptions{.limits = {.max_batch = 8, .max_rows = 256, .max_context_tokens = 64, .max_excluded = 64},
+                    .memory_limit = memory_limit});
   std::mt19937 random(3);
   std::normal_distribution<float> normal(0.0f, 0.3f);
   for (const auto& spec : engine->weights().specs()) {
@@ -83,8 +86,12 @@ struct Requests {
   }
   Batch batch() const {
     return {.size = static_cast<std::int64_t>(constrained.size()),
-            .pathways = {{.tokens = static_cast<std::int64_t>(rows.size()), .codes = codes.data(), .positions = positions.data(),
-                          .rows = rows.data(), .categorical = categorical.data(), .dense = dense.data()}},
+            .pathways = {{.tokens = static_cast<std::int64_t>(rows.size()),
+                          .codes = codes.data(),
+                          .positions = positions.data(),
+                          .rows = rows.data(),
+                          .categorical = categorical.data(),
+                          .dense = dense.data()}},
             .context_offsets = context_offsets.data(),
             .widths = widths.data(),
             .constrained = constrained.data(),
@@ -205,7 +212,9 @@ TEST_P(EveryPrecision, ScoringASearchsResultsGivesTheirScores) {
 
 INSTANTIATE_TEST_SUITE_P(GenerationEngine, EveryPrecision,
                          testing::Combine(testing::Values("fp32", "bf16", "fp8"), testing::Bool()),
-                         [](const auto& info) { return std::get<0>(info.param) + (std::get<1>(info.param) ? "_moe" : "_dense"); });
+                         [](const auto& info) {
+                           return std::get<0>(info.param) + (std::get<1>(info.param) ? "_moe" : "_dense");
+                         });
 
 TEST(GenerationEngine, APlanThatDoesNotFitFailsBeforeItStartsWithTheNumbers) {
   const auto unlimited = tiny_engine("fp32", false);

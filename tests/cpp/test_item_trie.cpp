@@ -57,12 +57,13 @@ TEST(ItemTrie, ListsEveryTupleWithItsItemsInTheOrderGiven) {
         for (auto& code : tuple) code = static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(codebook));
         want[tuple].push_back(i);
       }
-      const ItemTrie trie(flatten(tuples).data(), items, std::vector<std::int64_t>(static_cast<std::size_t>(levels), codebook),
-                          device);
+      const ItemTrie trie(flatten(tuples).data(), items,
+                          std::vector<std::int64_t>(static_cast<std::size_t>(levels), codebook), device);
       const auto leaves = walk(trie);
       ASSERT_EQ(leaves.size(), want.size());
-      EXPECT_TRUE(std::equal(leaves.begin(), leaves.end(), want.begin(),
-                             [](const auto& leaf, const auto& entry) { return leaf.first == entry.first && leaf.second == entry.second; }));
+      EXPECT_TRUE(std::equal(leaves.begin(), leaves.end(), want.begin(), [](const auto& leaf, const auto& entry) {
+        return leaf.first == entry.first && leaf.second == entry.second;
+      }));
       ASSERT_EQ(trie.leaf_items().size(), want.size() + 1);
       EXPECT_EQ(trie.leaf_items().back(), items);
       EXPECT_EQ(trie.edges(levels - 1), static_cast<std::int64_t>(want.size()));

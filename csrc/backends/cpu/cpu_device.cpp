@@ -19,7 +19,8 @@ class CpuBuffer final : public Buffer {
  public:
   explicit CpuBuffer(std::size_t bytes)
       : bytes_(bytes), data_(std::aligned_alloc(kAlignment, align_up(bytes == 0 ? 1 : bytes))) {
-    if (data_ == nullptr) throw PlanMemoryError(concat("[memory] could not allocate ", bytes, " bytes. Free memory or ask for less."));
+    if (data_ == nullptr)
+      throw PlanMemoryError(concat("[memory] could not allocate ", bytes, " bytes. Free memory or ask for less."));
   }
   ~CpuBuffer() override { std::free(data_); }
   CpuBuffer(const CpuBuffer&) = delete;
@@ -77,8 +78,7 @@ std::unique_ptr<Recording> CpuStream::end_recording() {
   return std::make_unique<CpuRecording>(pool_, std::move(recorded_));
 }
 
-CpuDevice::CpuDevice(int threads)
-    : pool_(std::make_shared<ThreadPool>(threads > 0 ? threads : omp_get_num_procs())) {}
+CpuDevice::CpuDevice(int threads) : pool_(std::make_shared<ThreadPool>(threads > 0 ? threads : omp_get_num_procs())) {}
 
 std::string CpuDevice::name() const { return concat("cpu (", threads(), threads() == 1 ? " thread)" : " threads)"); }
 

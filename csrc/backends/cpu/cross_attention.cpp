@@ -251,7 +251,8 @@ void CpuBackend::cross_attention(Stream& stream, const CrossAttentionParams& par
     current_pool().run(threads, [&](int rank) {
       const Scratch mine = scratch.of_thread(rank);
       Context context(p, mine);
-      for (std::int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) run_tile(p, mine, context, task);
+      for (std::int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1))
+        run_tile(p, mine, context, task);
     });
   });
 }

@@ -5,8 +5,6 @@
 // layers share them, through a cache.
 #include "backends/cpu/gemm.h"
 
-#include <omp.h>
-
 #include <cstdlib>
 #include <cstring>
 #include <map>

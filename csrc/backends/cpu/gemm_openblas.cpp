@@ -2,8 +2,10 @@
 //
 // The library is opened on first use, because it starts threads the moment it is loaded. It is told to use one: ours
 // call it side by side. Its kernels take rows in groups and treat what is left over differently. So it is only ever
-// given multiples of kRowGroup rows, the last group filled up with zeros: on every x86-64 kernel since AVX a row's bits
-// then do not depend on the number of rows (tested; not known for other processors).
+// given multiples of kRowGroup rows, the last group filled up with zeros. With its kernels for AVX-512 and for AVX a
+// row's bits then depend on nothing else; its kernel for Haswell sums the first and the second six of twelve rows in
+// different orders, so that there the last bits of a row depend on its place in the batch. Of the kernels for other
+// processors we do not know.
 #include <dlfcn.h>
 
 #include <cstdlib>

@@ -1,7 +1,6 @@
 #include "backends/cpu/pack.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "backends/cpu/convert.h"
 #include "backends/cpu/cpu_backend.h"

@@ -25,7 +25,8 @@ void for_ranges(std::int64_t rows, std::int64_t elements_per_row, Body&& body) {
     if (rows > 0) body(0, std::int64_t{0}, rows);
     return;
   }
-  current_pool().run(static_cast<int>(team), [&](int rank) { body(rank, rows * rank / team, rows * (rank + 1) / team); });
+  current_pool().run(static_cast<int>(team),
+                     [&](int rank) { body(rank, rows * rank / team, rows * (rank + 1) / team); });
 }
 
 // The same without the rank.
@@ -34,7 +35,8 @@ void for_rows(std::int64_t rows, std::int64_t elements_per_row, Body&& body) {
   for_ranges(rows, elements_per_row, [&](int, std::int64_t begin, std::int64_t end) { body(begin, end); });
 }
 
-// Calls body(rank, task) for every task in [0, tasks), which up to `threads` threads take one by one. `body` must not throw.
+// Calls body(rank, task) for every task in [0, tasks), which up to `threads` threads take one by one. `body` must not
+// throw.
 template <class Body>
 void for_tasks(int threads, std::int64_t tasks, Body&& body) {
   const auto team = static_cast<int>(std::min<std::int64_t>(threads, tasks));

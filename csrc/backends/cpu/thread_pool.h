@@ -1,6 +1,6 @@
-// The CPU stream's threads. They spin for a moment between two pieces of work and then sleep, so that a search is not slowed by
-// wake-ups, and neither is a machine that has other things to do: a barrier that spins for milliseconds, as OpenMP run-times
-// have it, stalls a search whenever another process holds a processor.
+// The CPU stream's threads. They spin for a moment between two pieces of work and then sleep, so that a search is not
+// slowed by wake-ups, and neither is a machine that has other things to do: a barrier that spins for milliseconds, as
+// OpenMP run-times have it, stalls a search whenever another process holds a processor.
 #pragma once
 
 #include <atomic>
@@ -22,8 +22,8 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // Calls body(rank) once for every rank in [0, team), rank 0 on the calling thread, and waits for all. team <= threads(). `body` must not throw
-  // or call run(). Callers on several threads take turns.
+  // Calls body(rank) once for every rank in [0, team), rank 0 on the calling thread, and waits for all. team <=
+  // threads(). `body` must not throw or call run(). Callers on several threads take turns.
   template <class Body>
   void run(int team, const Body& body) {
     using Target = const Body;
