@@ -54,8 +54,14 @@ thread_local ThreadPool* current = nullptr;
 struct ThreadPool::Worker {
   // Counts the jobs given to this worker; kStop ends it.
   static constexpr std::uint32_t kStop = ~std::uint32_t{0};
+  static constexpr std::uint32_t kTaken = kStop - 1;
   alignas(64) std::atomic<std::uint32_t> job{kSleeping};
+  // The number of the last job while nobody has begun it. The worker and the caller, when it has nothing else left to
+  // do, both try to take it: a worker that no processor has run yet is not waited for.
+  std::atomic<std::uint32_t> offer{kTaken};
   std::thread thread;
+
+  bool take(std::uint32_t number) { return offer.compare_exchange_strong(number, kTaken, std::memory_order_acq_rel); }
 };
 
 ThreadPool::ThreadPool(int threads) : threads_(threads) { watch_forks(); }
@@ -88,6 +94,7 @@ void ThreadPool::work(Worker& worker, int rank) {
   for (std::uint32_t seen = kSleeping;;) {
     seen = await_change(worker.job, seen);
     if (seen == Worker::kStop) return;
+    if (!worker.take(seen)) continue;
     call_(target_, rank);
     if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
   }
@@ -102,15 +109,22 @@ void ThreadPool::run_job(int team, Call call, const void* target) {
     target_ = target;
     pending_.store(team - 1, std::memory_order_relaxed);
     for (int rank = 1; rank < team; ++rank) {
-      auto& job = workers_[static_cast<std::size_t>(rank) - 1]->job;
-      const std::uint32_t next = job.load(std::memory_order_relaxed) + 1;
-      // Job numbers wrap around past the one that means stop.
-      job.store(next == Worker::kStop ? kSleeping : next, std::memory_order_release);
-      job.notify_one();
+      Worker& worker = *workers_[static_cast<std::size_t>(rank) - 1];
+      std::uint32_t number = worker.job.load(std::memory_order_relaxed) + 1;
+      if (number >= Worker::kTaken) number = kSleeping;  // past the numbers that have a meaning
+      worker.offer.store(number, std::memory_order_release);
+      worker.job.store(number, std::memory_order_release);
+      worker.job.notify_one();
     }
   }
   call(target, 0);
   if (team <= 1) return;
+  for (int rank = 1; rank < team; ++rank) {
+    Worker& worker = *workers_[static_cast<std::size_t>(rank) - 1];
+    if (!worker.take(worker.job.load(std::memory_order_relaxed))) continue;
+    call(target, rank);
+    pending_.fetch_sub(1, std::memory_order_acq_rel);
+  }
   for (int left = pending_.load(std::memory_order_acquire); left > 0;) left = await_change(pending_, left);
 }
 

@@ -22,8 +22,9 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // Calls body(rank) once for every rank in [0, team), rank 0 on the calling thread, and waits for all. team <=
-  // threads(). `body` must not throw or call run(). Callers on several threads take turns.
+  // Calls body(rank) once for every rank in [0, team), rank 0 on the calling thread, any other there too if no thread
+  // has begun it by then, and waits for all. team <= threads(). `body` must not throw or call run(). Callers on several
+  // threads take turns.
   template <class Body>
   void run(int team, const Body& body) {
     using Target = const Body;
