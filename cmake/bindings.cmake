@@ -14,6 +14,11 @@ file(GLOB onerec_bindings_sources CONFIGURE_DEPENDS csrc/bindings/*.cpp)
 pybind11_add_module(_C MODULE NO_EXTRAS ${onerec_bindings_sources})
 target_link_libraries(_C PRIVATE onerec_flags onerec_engine_core onerec_backend)
 set_target_properties(_C PROPERTIES INSTALL_RPATH "$ORIGIN")
+if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
+  # A compiler that links its C++ library statically would otherwise let the module's copy and the one that comes with the matrix library
+  # share symbols, and crash.
+  target_link_options(_C PRIVATE "LINKER:--exclude-libs,ALL")
+endif()
 
 install(TARGETS _C LIBRARY DESTINATION onerec_engine)
 if(ONEREC_DNNL_COPY)
