@@ -35,7 +35,7 @@ demo: $(STAMPS)/package $(STAMPS)/cli  ## Install the package and recommend with
 	$(BIN)/onerec-engine demo
 
 # Lint and both C++ builds come first so that the last line is pytest's.
-test: build lint cpp-tests sanitize $(STAMPS)/test $(STAMPS)/cli  ## Build, lint, and run every test, also under sanitizers
+test: build lint cpp-tests sanitize $(STAMPS)/test $(STAMPS)/cli $(STAMPS)/profile  ## Build, lint, and run every test, also under sanitizers
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 build: $(STAMPS)/package  ## Compile the extension and install the package into the virtual environment
@@ -51,9 +51,9 @@ format: $(STAMPS)/dev  ## Rewrite the sources in the project's format
 	$(BIN)/ruff format $(python_dirs)
 	@printf '%s\n' $(cxx_files) | xargs $(BIN)/clang-format -i
 
-stubs: $(STAMPS)/dev $(STAMPS)/package  ## Regenerate python/onerec_engine/_C.pyi from the compiled module
+# The stub in the package is written by hand, more precisely typed than this; tests/test_stub.py compares the names.
+stubs: $(STAMPS)/dev $(STAMPS)/package  ## Write the compiled module's own signatures to build/stubs
 	$(BIN)/pybind11-stubgen onerec_engine._C --output-dir build/stubs
-	cp build/stubs/onerec_engine/_C.pyi python/onerec_engine/_C.pyi
 
 cpp-tests: build/cpp-tests/build.ninja  ## Build the C++ tests
 	$(BIN)/cmake --build build/cpp-tests -j $(JOBS)
@@ -91,10 +91,10 @@ $(STAMPS)/torch: | $(STAMPS)/venv
 	$(PIP) install $(TORCH)
 	@touch $@
 
-# The extras, read from pyproject.toml so that formatting needs no compiled package. Torch comes first: the extra asks
-# for any recent version, and is then content with the one that is there.
-$(STAMPS)/test: $(STAMPS)/torch
-$(STAMPS)/test $(STAMPS)/dev $(STAMPS)/cli: pyproject.toml | $(STAMPS)/venv
+# The extras, read from pyproject.toml so that formatting needs no compiled package. Torch comes first: the extras ask
+# for any recent version, and are then content with the one that is there.
+$(STAMPS)/test $(STAMPS)/profile: $(STAMPS)/torch
+$(STAMPS)/test $(STAMPS)/dev $(STAMPS)/cli $(STAMPS)/profile: pyproject.toml | $(STAMPS)/venv
 	@sed -n 's/^$(@F) = \["\(.*\)"\]$$/\1/p' pyproject.toml | sed 's/", "/\n/g' > $(VENV)/$(@F)-requires.txt
 	$(PIP) install -r $(VENV)/$(@F)-requires.txt
 	@touch $@

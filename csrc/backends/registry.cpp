@@ -1,6 +1,7 @@
 #include "backends/registry.h"
 
 #include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/gemm.h"
 #include "core/error.h"
 
 namespace onerec {
@@ -13,5 +14,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
     throw StateError(concat("[engine] device 'cuda' cannot be had: ", why_no_cuda(), ". Use device='cpu'."));
   return backend;
 }
+
+void set_matrix_library(const std::string& path) { cpu::set_openblas_path(path.c_str()); }
 
 }  // namespace onerec

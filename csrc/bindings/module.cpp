@@ -80,6 +80,8 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "The compiled core of onerec_engine. Use onerec_engine.Engine; nothing here is a stable interface.";
   register_errors();
   module.def("build_info", &build_information, "What this build was made of, by name.");
+  module.def("set_matrix_library", &onerec::set_matrix_library, py::arg("path"),
+             "Names the file of the matrix library, for builds that load it when it is first needed.");
   module.def("quantize_channel", &quantize_channel_array, py::arg("values"),
              "E4M3 codes uint8 [N, K] and scales float32 [N] of float32 weights [N, K]; see docs/numerics.md.");
   module.def("quantize_block", &quantize_block_array, py::arg("values"),

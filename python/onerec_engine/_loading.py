@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from onerec_engine._config_checks import is_int
 from onerec_engine._files import available_memory
-from onerec_engine._native import build_info
+from onerec_engine._native import build_info, use_matrix_library
 from onerec_engine._schedule import Limits
 from onerec_engine.batching import context_limits
 from onerec_engine.catalogue import Catalogue
@@ -208,6 +208,7 @@ def _load_core(
 ) -> Core:
     from onerec_engine._C import Core
 
+    use_matrix_library()
     core = Core(
         checkpoint.config.to_dict(),
         precision=numbers.precision,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from pathlib import Path
 
-__all__ = ["build_info", "require_native"]
+__all__ = ["build_info", "require_native", "use_matrix_library"]
 
 
 def require_native() -> None:
@@ -36,3 +38,18 @@ def build_info() -> dict[str, str]:
     from onerec_engine import _C
 
     return dict(_C.build_info())
+
+
+def use_matrix_library() -> None:
+    """Tells the extension where OpenBLAS is, if this build multiplies with it and the package that brings it is here.
+
+    The package is located but not imported: importing it loads the library, which starts threads.
+    """
+    from onerec_engine import _C
+
+    if "OpenBLAS" not in _C.build_info()["gemm"]:
+        return
+    spec = importlib.util.find_spec("scipy_openblas32")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for file in sorted(Path(folder, "lib").glob("libscipy_openblas.*")):
+            _C.set_matrix_library(str(file))
