@@ -5,6 +5,7 @@ What is missing fails: a folder that was not built, or a tests/cpp/test_*.cpp wi
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HOW_TO_BUILD = "`make test` builds the C++ tests (`make cpp-tests sanitize` builds them alone)."
+
+# Tests that tests/cpp/CMakeLists.txt also links with the matrix library of machines other than x86-64.
+OPENBLAS_TESTS = ("test_gemm_openblas", "test_linear_openblas")
 
 SANITIZER_OPTIONS = {
     "ASAN_OPTIONS": "strict_string_checks=1:detect_stack_use_after_return=1:check_initialization_order=1",
@@ -38,8 +42,8 @@ def test_sanitized(binary: Path, case: str | None) -> None:
 
 def _cases(folder: Path) -> Iterator[tuple[Path, str | None]]:
     """Every case of every executable that there should be; None stands for an executable that cannot list its own."""
-    for source in sorted((ROOT / "tests/cpp").glob("test_*.cpp")):
-        binary = folder / source.stem
+    for name in [*sorted(source.stem for source in (ROOT / "tests/cpp").glob("test_*.cpp")), *OPENBLAS_TESTS]:
+        binary = folder / name
         for case in _list_tests(binary) or [None]:
             yield binary, case
 
@@ -60,6 +64,13 @@ def _list_tests(binary: Path) -> list[str]:
     return cases
 
 
+def _openblas_location() -> dict[str, str]:
+    package = importlib.util.find_spec("scipy_openblas32")
+    if package is None or package.origin is None:
+        return {}
+    return {"ONEREC_OPENBLAS": str(Path(package.origin).parent / "lib/libscipy_openblas.so")}
+
+
 def _run(binary: Path, case: str | None, **environment: str) -> None:
     if not binary.is_file():
         pytest.fail(f"{binary} does not exist. {HOW_TO_BUILD}", pytrace=False)
@@ -70,7 +81,7 @@ def _run(binary: Path, case: str | None, **environment: str) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**os.environ, **environment},
+        env={**_openblas_location(), **os.environ, **environment},
         check=False,
     )
     if done.returncode != 0 or case is None:

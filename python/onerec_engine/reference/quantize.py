@@ -49,8 +49,8 @@ def _scale(amax: Tensor) -> Tensor:
 
 
 def _amax(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """The largest |x|; a NaN counts as nothing, and shows in its own code alone."""
-    return x.abs().masked_fill(x.isnan(), 0.0).amax(dim)
+    """The largest |x|; NaN if there is one."""
+    return x.abs().amax(dim)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
