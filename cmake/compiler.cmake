@@ -32,7 +32,11 @@ target_compile_options(onerec_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off -fno-math-errno>
   # __FILE__ in messages is relative to the project, wherever it was built.
   $<$<COMPILE_LANGUAGE:CXX>:-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=>
-  $<$<COMPILE_LANGUAGE:CXX>:-fvisibility=hidden -fvisibility-inlines-hidden>)
+  $<$<COMPILE_LANGUAGE:CXX>:-fvisibility=hidden -fvisibility-inlines-hidden>
+  # Device asserts would put calls between matrix instructions, which ptxas then serialises. cmake/check_ptxas.sh fails
+  # the build on what it reports.
+  $<$<COMPILE_LANGUAGE:CUDA>:-DNDEBUG --expt-relaxed-constexpr -diag-suppress=177 -Xptxas=-warn-spills>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-fvisibility=hidden,-fvisibility-inlines-hidden>)
 
 if(ONEREC_SANITIZE)
   # ONEREC_SANITIZE empties the function-multiversioning macro of csrc/core: its dispatch (ifunc) runs before the

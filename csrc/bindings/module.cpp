@@ -27,6 +27,8 @@ void register_errors() {
       py::set_error(PyExc_ValueError, e.what());
     } catch (const PlanMemoryError& e) {
       raise("OutOfMemoryPlanError", e);
+    } catch (const DeviceError& e) {
+      raise("DeviceError", e);
     } catch (const StateError& e) {
       raise("EngineError", e);
     } catch (const InternalError& e) {

@@ -25,6 +25,12 @@ class PlanMemoryError : public StateError {
   using StateError::StateError;
 };
 
+// The device failed; the engine that used it is dead (DeviceError in Python).
+class DeviceError : public StateError {
+ public:
+  using StateError::StateError;
+};
+
 // A broken invariant of the engine itself (RuntimeError in Python): please report.
 class InternalError : public std::logic_error {
  public:

@@ -47,14 +47,24 @@ void GenerationEngine::set_catalogue(const std::int32_t* semantic_ids, std::int6
   trie_ = std::move(trie);
 }
 
-void GenerationEngine::run(const Batch& batch, BatchResult& result) {
+template <class Work>
+void GenerationEngine::run_guarded(Work&& work) {
   const std::lock_guard lock(mutex_);
-  plan(batch).run(*stream_, batch, result);
+  if (!failure_.empty()) throw DeviceError(concat("[engine] it died of an earlier failure: ", failure_));
+  try {
+    work();
+  } catch (const DeviceError& error) {
+    failure_ = error.what();
+    throw;
+  }
+}
+
+void GenerationEngine::run(const Batch& batch, BatchResult& result) {
+  run_guarded([&] { plan(batch).run(*stream_, batch, result); });
 }
 
 void GenerationEngine::run_directly(const Batch& batch, BatchResult& result, OperandTap* tap) {
-  const std::lock_guard lock(mutex_);
-  plan(batch).run_directly(*stream_, batch, result, tap);
+  run_guarded([&] { plan(batch).run_directly(*stream_, batch, result, tap); });
 }
 
 GenerationPlan& GenerationEngine::plan(const Batch& batch) {

@@ -44,7 +44,8 @@ class GenerationEngine {
   void set_catalogue(const std::int32_t* semantic_ids, std::int64_t items);
   const ItemTrie* catalogue() const { return trie_.get(); }
 
-  // Throws ArgumentError for a batch that check_batch refuses, PlanMemoryError for one whose plan does not fit.
+  // Throws ArgumentError for a batch that check_batch refuses, PlanMemoryError for one whose plan does not fit,
+  // DeviceError if the device fails; after that, always.
   void run(const Batch& batch, BatchResult& result);
   // The same op by op instead of from the recording; `tap` may be null.
   void run_directly(const Batch& batch, BatchResult& result, OperandTap* tap);
@@ -56,6 +57,8 @@ class GenerationEngine {
   void poison(int value);
 
  private:
+  template <class Work>
+  void run_guarded(Work&& work);
   GenerationPlan& plan(const Batch& batch);
   void grow_arena(const PlanFootprint& footprint);
   void drop_plans();
@@ -66,6 +69,7 @@ class GenerationEngine {
   const EngineOptions options_;
   std::unique_ptr<ItemTrie> trie_;
   bool loaded_ = false;
+  std::string failure_;  // of the device; empty while it works
   mutable std::mutex mutex_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<Buffer> arena_;

@@ -44,7 +44,11 @@ void GenerationPlan::record(Stream& stream, void* arena) {
   try {
     io_.emplace(issue(context, memory, ledger));
   } catch (...) {
-    stream.end_recording();
+    // What went wrong first is what the caller should hear of.
+    try {
+      stream.end_recording();
+    } catch (const StateError&) {
+    }
     throw;
   }
   recording_ = stream.end_recording();
@@ -104,6 +108,7 @@ void GenerationPlan::issue_level(OpContext& context, int level, const ConstMatri
   const InputSchema& schema = model_.schema();
   const auto t = static_cast<std::size_t>(level);
   const PassShape& pass = shape_.pass;
+  const Range range(context, shape_.forced ? "beam_force" : "beam_select");
   const std::int64_t next = level + 1 < schema.levels() ? pass.rows[t + 1] : shape_.results;
   if (shape_.forced) {
     beam_force(context, {.level = level,

@@ -39,6 +39,7 @@ ContextProcessor::ContextProcessor(const OneRecV2& model, const PassShape& shape
 }
 
 void ContextProcessor::encode(const PassInputs& inputs) {
+  const Range range(context_, "context");
   const OneRecV2Config& config = model_.config();
   const OneRecV2Weights& weights = model_.tensors();
   for (std::size_t p = 0; p < config.pathways.size(); ++p) {

@@ -5,6 +5,9 @@
 namespace onerec {
 namespace {
 
+constexpr std::array<const char*, kMaxLevels> kStepNames = {"step 0", "step 1", "step 2", "step 3",
+                                                            "step 4", "step 5", "step 6", "step 7"};
+
 Matrix first_rows(Matrix matrix, std::int64_t rows) {
   matrix.rows = rows;
   return matrix;
@@ -58,6 +61,7 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
   const auto t = static_cast<std::size_t>(step);
   const Extent rows{shape_.rows[t], inputs_.row_count[t]};
   const Matrix h = first_rows(h_, rows.capacity);
+  const Range range(context_, kStepNames[t]);
 
   const DeviceArray* table = step == 0 ? weights.bos : weights.tokens[t - 1];
   const void* position = nullptr;
@@ -74,10 +78,12 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
                         .rows = rows});
   for (std::int64_t l = 0; l < config.num_hidden_layers; ++l) {
     const LayerWeights& layer = weights.layers[static_cast<std::size_t>(l)];
+    const Range layer_range(context_, "layer");
     cross_attention_block(layer, l, step, h, rows);
     self_attention_block(layer, l, step, h, rows);
     feed_forward_.add_to(h, layer, rows);
   }
+  const Range head_range(context_, "head");
   const Matrix head_x = first_rows(head_x_, rows.capacity);
   normalise(h, weights.output_norms[t], {.values = head_x}, rows);
   const LinearLayer& head = weights.heads[t];
@@ -91,6 +97,7 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
 void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
                                          const Extent& rows) {
   const OneRecV2Config& config = model_.config();
+  const Range range(context_, "cross_attention");
   const Operand x = first_rows(x_, rows.capacity);
   const Matrix q = first_rows(q_, rows.capacity);
   const Matrix attended = first_rows(attended_, rows.capacity);
@@ -121,6 +128,7 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
   const OneRecV2Config& config = model_.config();
   const auto t = static_cast<std::size_t>(step);
   const auto l = static_cast<std::size_t>(index);
+  const Range range(context_, "self_attention");
   const Operand x = first_rows(x_, rows.capacity);
   const Matrix attended = first_rows(attended_, rows.capacity);
   const Matrix qkv = qkv_[t][l];

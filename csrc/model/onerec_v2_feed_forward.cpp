@@ -75,6 +75,7 @@ void FeedForward::normalise(const Matrix& h, const LayerWeights& layer, const Ma
 }
 
 void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows) {
+  const Range range(context_, layer.moe ? "mixture_of_experts" : "feed_forward");
   if (layer.moe) {
     mixture(h, layer, rows);
     return;

@@ -17,7 +17,8 @@ struct Workspace {
   std::size_t bytes = 0;
 };
 
-// Sees the left-hand side of every linear before it is multiplied; for tests and statistics, never while recording.
+// Sees the left-hand side of every linear before it is multiplied, copied to host memory; for tests and statistics,
+// never while recording.
 class OperandTap {
  public:
   virtual ~OperandTap() = default;
@@ -36,6 +37,22 @@ struct OpContext {
   OperandTap* tap = nullptr;
 
   void need_workspace(std::size_t bytes) { workspace_needed = std::max(workspace_needed, bytes); }
+};
+
+// Names what is issued during its life; see Stream::begin_range.
+class Range {
+ public:
+  Range(OpContext& context, const char* name) : stream_(context.measuring ? nullptr : &context.stream) {
+    if (stream_ != nullptr) stream_->begin_range(name);
+  }
+  ~Range() {
+    if (stream_ != nullptr) stream_->end_range();
+  }
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+
+ private:
+  Stream* stream_;
 };
 
 }  // namespace onerec

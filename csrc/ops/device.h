@@ -30,6 +30,9 @@ class Stream {
   // From here on, work issued to this stream is recorded instead of done, until end_recording().
   virtual void begin_recording() = 0;
   virtual std::unique_ptr<class Recording> end_recording() = 0;
+  // Names the work issued until the matching end_range(), for profilers that watch the device; ranges nest.
+  virtual void begin_range(const char* /*name*/) {}
+  virtual void end_range() {}
 };
 
 // A recorded sequence of work: fixed addresses, fixed capacities; what varies is read from device memory.

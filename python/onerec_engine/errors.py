@@ -6,7 +6,14 @@ below tell apart what a caller may want to handle differently.
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "EngineClosedError", "EngineError", "OutOfMemoryPlanError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DeviceError",
+    "EngineClosedError",
+    "EngineError",
+    "OutOfMemoryPlanError",
+]
 
 
 class ConfigError(ValueError):
@@ -23,6 +30,10 @@ class EngineError(RuntimeError):
 
 class EngineClosedError(EngineError):
     """The engine was closed, or died of a fatal device error; make a new one."""
+
+
+class DeviceError(EngineClosedError):
+    """The device failed. The engine is dead and refuses all further work; the message says what failed."""
 
 
 class OutOfMemoryPlanError(EngineError):

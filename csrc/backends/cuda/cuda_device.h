@@ -1,0 +1,59 @@
+// One NVIDIA GPU: memory, streams, and sequences of work recorded as CUDA graphs.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <string>
+
+#include "ops/device.h"
+
+namespace onerec::cuda {
+
+class CudaStream final : public Stream {
+ public:
+  CudaStream();
+  ~CudaStream() override;
+  CudaStream(const CudaStream&) = delete;
+  CudaStream& operator=(const CudaStream&) = delete;
+
+  cudaStream_t handle() const { return stream_; }
+
+  void synchronize() override;
+  void copy_to_device(void* device, const void* host, std::size_t bytes) override;
+  void copy_to_host(void* host, const void* device, std::size_t bytes) override;
+  void fill(void* device, int value, std::size_t bytes) override;
+  // What is issued from here on becomes one CUDA graph. Copies need pinned host memory.
+  void begin_recording() override;
+  std::unique_ptr<Recording> end_recording() override;
+  // NVTX ranges, of work that is done now; a graph's replay shows its kernels alone.
+  void begin_range(const char* name) override;
+  void end_range() override;
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  bool recording_ = false;
+};
+
+class CudaDevice final : public Device {
+ public:
+  // Makes `ordinal` the calling thread's device. Throws DeviceError.
+  explicit CudaDevice(int ordinal);
+
+  std::string name() const override { return name_; }
+  std::unique_ptr<Buffer> allocate(std::size_t bytes) override;
+  std::unique_ptr<Buffer> allocate_pinned(std::size_t bytes) override;
+  std::unique_ptr<Stream> make_stream() override;
+  std::size_t available_memory() const override;
+
+  int multiprocessors() const { return multiprocessors_; }
+
+ private:
+  int ordinal_;
+  std::string name_;
+  int multiprocessors_ = 0;
+};
+
+inline cudaStream_t handle(Stream& stream) { return static_cast<CudaStream&>(stream).handle(); }
+
+}  // namespace onerec::cuda
