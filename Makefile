@@ -26,7 +26,7 @@ python_dirs := $(wildcard python tests examples profiling)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build lint format stubs cpp-tests sanitize wheel clean
+.PHONY: help demo test build lint format stubs cpp-tests sanitize wheel wheel-cuda clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -63,6 +63,12 @@ sanitize: build/sanitize/build.ninja  ## Build the C++ tests with AddressSanitiz
 
 wheel: $(STAMPS)/tools  ## Build a wheel into dist/
 	$(PIP) wheel . --no-deps --no-build-isolation --wheel-dir dist
+
+# Needs nvcc, no GPU. The build number tells the file from the one above.
+wheel-cuda: $(STAMPS)/tools  ## Build a wheel with the CUDA backend into dist/
+	PATH="$(abspath $(BIN)):$$PATH" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) CMAKE_ARGS="-DONEREC_CUDA=ON $(CMAKE_ARGS)" \
+	  $(PIP) wheel . --no-deps --no-build-isolation --wheel-dir dist --config-settings=wheel.build-tag=1cuda \
+	  --config-settings=build-dir=build/wheel-cuda
 
 clean:  ## Remove everything that was built, the virtual environment included
 	rm -rf build dist $(VENV)

@@ -54,8 +54,6 @@ else()
   set(onerec_cuda_because "")
   # The kernels use instructions of sm_90a that later architectures do not have.
   set(CMAKE_CUDA_ARCHITECTURES 90a-real)
-  set(CMAKE_CUDA_STANDARD 20)
-  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   if(NOT CMAKE_CUDA_COMPILER_LAUNCHER)
     set(CMAKE_CUDA_COMPILER_LAUNCHER "${PROJECT_SOURCE_DIR}/cmake/check_ptxas.sh" ${CMAKE_CXX_COMPILER_LAUNCHER})
   endif()

@@ -45,6 +45,16 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture(scope="session")
+def gpu() -> None:
+    """Skips where the package cannot use a GPU. Mark the test `gpu` as well: `pytest -m gpu` runs them all."""
+    from onerec_engine import build_info
+
+    cuda = build_info().get("cuda", "off: not in this build")
+    if cuda.startswith("off"):
+        pytest.skip(f"device 'cuda' is {cuda}")
+
+
+@pytest.fixture(scope="session")
 def beauty_path() -> Path:
     """The Amazon Beauty file. Mark the test `beauty` as well, so that --require-beauty sees it."""
     name = os.environ.get("ONEREC_BEAUTY")

@@ -269,6 +269,13 @@ py::tuple Core::run_tapped(const py::dict& batch) {
   return py::make_tuple(result, operands);
 }
 
+void Core::prepare(const py::dict& batch) {
+  const auto engine = this->engine();
+  const HeldBatch held = read_batch(batch, engine->schema(), pathway_names_);
+  const py::gil_scoped_release release;
+  engine->prepare(held.batch);
+}
+
 py::dict Core::memory_plan() const {
   const auto engine = this->engine();
   MemoryPlan plan;

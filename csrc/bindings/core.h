@@ -40,6 +40,7 @@ class Core {
   py::dict run(const py::dict& batch);
   py::dict run_directly(const py::dict& batch);
   py::tuple run_tapped(const py::dict& batch);
+  void prepare(const py::dict& batch);
   py::dict memory_plan() const;
   py::dict plan_for(const py::dict& batch) const;
   void poison(int value);

@@ -9,6 +9,7 @@
 #include "backends/registry.h"
 #include "bindings/arrays.h"
 #include "bindings/core.h"
+#include "bindings/op_runner.h"
 #include "core/build_info.h"
 #include "ops/quantize_weight.h"
 
@@ -118,9 +119,11 @@ PYBIND11_MODULE(_C, module) {
       .def("run_directly", &Core::run_directly, py::arg("batch"), "The same, op by op.")
       .def("run_tapped", &Core::run_tapped, py::arg("batch"),
            "The same, op by op; also every linear's input: (weight, values or codes, scales [rows, blocks]).")
+      .def("prepare", &Core::prepare, py::arg("batch"), "Records the plan of such a batch, and runs nothing.")
       .def("memory_plan", &Core::memory_plan, "Bytes in use by purpose.")
       .def("plan_for", &Core::plan_for, py::arg("batch"),
            "Bytes that the engine would take for this batch, by purpose.")
       .def("poison", &Core::poison, py::arg("value"), "Overwrites the arena with a byte; for tests.")
       .def("close", &Core::close, "Frees everything; later calls raise EngineError.");
+  bind_op_runner(module);
 }

@@ -67,6 +67,10 @@ void GenerationEngine::run_directly(const Batch& batch, BatchResult& result, Ope
   run_guarded([&] { plan(batch).run_directly(*stream_, batch, result, tap); });
 }
 
+void GenerationEngine::prepare(const Batch& batch) {
+  run_guarded([&] { plan(batch); });
+}
+
 GenerationPlan& GenerationEngine::plan(const Batch& batch) {
   if (!loaded_) throw StateError("[engine] got a batch before the weights. Load every tensor first.");
   check_batch(batch, schema(), trie_ == nullptr ? 0 : trie_->items(), options_.limits);

@@ -50,6 +50,9 @@ class GenerationEngine {
   // The same op by op instead of from the recording; `tap` may be null.
   void run_directly(const Batch& batch, BatchResult& result, OperandTap* tap);
 
+  // Makes and records the plan that run(batch) would use, and runs nothing.
+  void prepare(const Batch& batch);
+
   MemoryPlan memory_plan() const;
   // What the engine would take with the plan of `batch`, which is not made.
   MemoryPlan plan_for(const Batch& batch) const;

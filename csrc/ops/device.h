@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -30,6 +31,8 @@ class Stream {
   // From here on, work issued to this stream is recorded instead of done, until end_recording().
   virtual void begin_recording() = 0;
   virtual std::unique_ptr<class Recording> end_recording() = 0;
+  // The device's own handle of this queue, such as a cudaStream_t, for measuring tools; 0 where there is none.
+  virtual std::uintptr_t native_handle() const { return 0; }
   // Names the work issued until the matching end_range(), for profilers that watch the device; ranges nest.
   virtual void begin_range(const char* /*name*/) {}
   virtual void end_range() {}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Loaded", "Numbers", "choose_device", "choose_limits", "choose_numbers", "load", "usable_threads"]
 
 PRECISIONS = ("fp32", "bf16")
-_RUN_ROWS = 4096
+_RUN_ROWS = {"cpu": 4096, "cuda": 32_768}
 _RUN_TOKENS = 32_768
 _RUN_EXCLUDED = 1 << 22
 
@@ -55,15 +55,18 @@ def _check_counts(**counts: int | None) -> None:
             raise ValueError(f"[engine] got {name} {count!r}, want a positive integer.")
 
 
-def choose_limits(*, max_batch: int, max_beam_width: int, max_rows: int | None, context: int, items: int) -> Limits:
+def choose_limits(
+    *, max_batch: int, max_beam_width: int, max_rows: int | None, context: int, items: int, device: str
+) -> Limits:
     """What one run holds.
 
     Args:
         max_batch: requests.
         max_beam_width: of one request.
-        max_rows: of all requests; None for a moderate number: more rows do not make a row cheaper.
+        max_rows: of all requests; None for a number from which on more rows do not make a row cheaper.
         context: tokens of one request.
         items: of the catalogue; one request may exclude all.
+        device: ``cpu`` or ``cuda``.
 
     Raises:
         ValueError: if the rows do not suffice for one request of the widest beam, or one row per request.
@@ -72,7 +75,7 @@ def choose_limits(*, max_batch: int, max_beam_width: int, max_rows: int | None, 
         raise ValueError(f"[engine] got max_rows {max_rows}, want at least max_batch and max_beam_width.")
     return Limits(
         max_batch=max_batch,
-        max_rows=max_rows or max(max_beam_width, max_batch, min(max_batch * max_beam_width, _RUN_ROWS)),
+        max_rows=max_rows or max(max_beam_width, max_batch, min(max_batch * max_beam_width, _RUN_ROWS[device])),
         max_context_tokens=max(context, min(max_batch * context, _RUN_TOKENS)),
         max_excluded=max(items, _RUN_EXCLUDED),
     )
@@ -187,6 +190,7 @@ def load(
             max_rows=max_rows,
             context=context,
             items=len(catalogue),
+            device=device,
         )
         count = threads or usable_threads()
         return Loaded(
@@ -223,7 +227,8 @@ def _load_core(
     )
     try:
         wanted = core.tensors()
-        _check_memory(wanted, numbers.precision, memory_limit)
+        if device == "cpu" or memory_limit is not None:
+            _check_memory(wanted, numbers.precision, memory_limit)
         for name, _, _ in wanted:
             core.set_tensor(name, checkpoint.read(name), checkpoint.dtype(name), checkpoint.read_scales(name))
         core.finish_loading()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from onerec_engine._arrays import offsets_of, ranges
 from onerec_engine._schedule import Limits
@@ -13,7 +14,7 @@ from onerec_engine.batching import Arrays
 from onerec_engine.catalogue import Catalogue
 from onerec_engine.config import OneRecV2Config
 
-__all__ = ["largest_batch", "parts"]
+__all__ = ["largest_batch", "parts", "uniform_batch"]
 
 _WHOLES = ("arena", "total")
 
@@ -37,6 +38,18 @@ def largest_batch(config: OneRecV2Config, context_limits: Sequence[int], limits:
         before = np.minimum(np.arange(size + 1) * limit, max(room, 0))
         counts.append(np.diff(before))
         room -= int(before[-1])
+    return _batch(config, counts, widths)
+
+
+def uniform_batch(config: OneRecV2Config, context_limits: Sequence[int], size: int, widths: Sequence[int]) -> Arrays:
+    """A run of `size` requests of full contexts and equal beam widths, one per level."""
+    counts = [np.full(size, limit, np.int64) for limit in context_limits]
+    return _batch(config, counts, np.tile(np.asarray(widths, np.int32), (size, 1)))
+
+
+def _batch(config: OneRecV2Config, counts: Sequence[npt.NDArray[np.int64]], widths: npt.NDArray[np.int32]) -> Arrays:
+    """A run with `counts` [pathway][request] context tokens."""
+    size = len(widths)
     offsets = offsets_of(np.sum(counts, axis=0))
     out: Arrays = {
         "context_offsets": offsets.astype(np.int32),

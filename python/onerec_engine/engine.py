@@ -13,7 +13,7 @@ import numpy.typing as npt
 from onerec_engine._columns import Columns, Schema, Settings
 from onerec_engine._expansion import Beams, Found, collect, expand, want_finite
 from onerec_engine._loading import Loaded, load
-from onerec_engine._memory import largest_batch, parts
+from onerec_engine._memory import largest_batch, parts, uniform_batch
 from onerec_engine._schedule import schedule
 from onerec_engine._scoring import read_candidates, split_candidates
 from onerec_engine._trie_index import TrieIndex
@@ -88,6 +88,7 @@ class Engine:
         max_context: int | None = None,
         max_rows: int | None = None,
         memory_limit: int | None = None,
+        warmup: Sequence[int] = (),
     ) -> Engine:
         """Loads a checkpoint directory (docs/checkpoint_format.md). Everything is checked before anything is allocated.
 
@@ -103,8 +104,11 @@ class Engine:
             max_beam_width: the widest beam at any level.
             max_context: context tokens of a request; by default what the model's pathways hold. If less, the longest
                 pathways keep fewer of their newest tokens.
-            max_rows: beams of all requests computed at a time, by default 4096 or one request's.
+            max_rows: beams of all requests computed at a time, by default 4096 on a CPU and 32,768 on a GPU, or one
+                request's.
             memory_limit: bytes that weights, catalogue and the largest run may take; by default what is free.
+            warmup: numbers of requests whose plans (on a GPU: CUDA graphs) are recorded before this returns, each with
+                a full context and the default beam; others are recorded when they first occur. See `warm_up`.
 
         Raises:
             ConfigError: for `config.json`, `generation_config.json`.
@@ -125,7 +129,43 @@ class Engine:
             max_rows=max_rows,
             memory_limit=memory_limit,
         )
-        return Engine(loaded)
+        engine = Engine(loaded)
+        try:
+            engine.warm_up(warmup)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    def warm_up(
+        self, sizes: Sequence[int], *, beam_width: int | Sequence[int] | None = None, context: int | None = None
+    ) -> None:
+        """Records the plans of such calls, the largest first, so that no request waits for one.
+
+        A plan serves every call whose numbers of requests, beams and context tokens round up to its own.
+
+        Args:
+            sizes: numbers of requests, each in [1, `limits.max_batch`].
+            beam_width: as in `generate`.
+            context: tokens of each request; by default `max_context`.
+
+        Raises:
+            ValueError: for a number out of its range.
+            OutOfMemoryPlanError: if a plan does not fit into memory.
+        """
+        widths = self._settings.changed(
+            beam_width=beam_width, num_results=None, constrained=True, exclude_history=False
+        ).widths
+        tokens = self.max_context if context is None else context
+        if not tokens <= self.max_context:
+            raise ValueError(f"[engine] got context {tokens}, want at most max_context {self.max_context}.")
+        limits = context_limits(self.config.pathways, tokens)
+        for size in sizes:
+            if not 1 <= size <= self.limits.max_batch:
+                raise ValueError(f"[engine] got warmup {size}, want 1 to max_batch {self.limits.max_batch}.")
+        with self._usage.use():
+            for size in sorted(sizes, reverse=True):
+                self._core.prepare(uniform_batch(self.config, limits, size, widths))
 
     def generate(
         self,

@@ -254,3 +254,28 @@ def test_close_waits_for_calls(checkpoint: Path) -> None:
         worker.join(20)
     assert outcomes.count("closed") == 4
     assert set(outcomes) == {"ok", "closed"}
+
+
+# --- warm-up ---
+
+
+def test_warm_up_changes_no_answer_and_records_what_calls_use(checkpoint: Path, engine: Engine) -> None:
+    asked = requests(engine, 4, seed=3)
+    with Engine.from_checkpoint(checkpoint, threads=1, warmup=[1, 4]) as warm:
+        held = warm._core.memory_plan()
+        assert held["arena"] > 0
+        equal(warm.generate(asked), engine.generate(asked))
+        warm.warm_up([2], beam_width=7, context=3)
+        assert warm._core.memory_plan()["arena"] == held["arena"], "the largest plan came first"
+
+
+def test_warm_up_refuses_what_no_call_could_have(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="got warmup 9, want 1 to max_batch 8"):
+        Engine.from_checkpoint(checkpoint, threads=1, max_batch=8, warmup=[9])
+    with Engine.from_checkpoint(checkpoint, threads=1, max_batch=8) as engine:
+        with pytest.raises(ValueError, match="got warmup 0"):
+            engine.warm_up([0])
+        with pytest.raises(ValueError, match="beam_width"):
+            engine.warm_up([1], beam_width=4096)
+        with pytest.raises(ValueError, match="max_context"):
+            engine.warm_up([1], context=1000)

@@ -26,6 +26,7 @@ class CudaStream final : public Stream {
   // What is issued from here on becomes one CUDA graph. Copies need pinned host memory.
   void begin_recording() override;
   std::unique_ptr<Recording> end_recording() override;
+  std::uintptr_t native_handle() const override { return reinterpret_cast<std::uintptr_t>(stream_); }
   // NVTX ranges, of work that is done now; a graph's replay shows its kernels alone.
   void begin_range(const char* name) override;
   void end_range() override;
