@@ -35,7 +35,7 @@ target_compile_options(onerec_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-fvisibility=hidden -fvisibility-inlines-hidden>
   # Device asserts would put calls between matrix instructions, which ptxas then serialises. cmake/check_ptxas.sh fails
   # the build on what it reports.
-  $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 -DNDEBUG --expt-relaxed-constexpr -diag-suppress=177 -Xptxas=-warn-spills>
+  $<$<COMPILE_LANGUAGE:CUDA>:-DNDEBUG --expt-relaxed-constexpr -diag-suppress=177 -Xptxas=-warn-spills>
   $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-fvisibility=hidden,-fvisibility-inlines-hidden>)
 
 if(ONEREC_SANITIZE)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The measuring tools are tested too; they are scripts beside one another, not a package.
+sys.path.append(str(ROOT / "profiling"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

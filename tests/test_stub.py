@@ -43,6 +43,8 @@ def compiled(owner: Any, prefix: str = "") -> dict[str, str]:
             found |= compiled(value, f"{name}.")
         elif isinstance(value, property):
             found[prefix + name] = "property"
+        elif name == "__init__" and not value.__doc__.startswith("__init__("):
+            continue  # a class that Python cannot make
         elif callable(value) and (name == "__init__" or not name.startswith("_")):
             signature = ast.parse(f"def {value.__doc__.splitlines()[0]}: ...").body[0]
             assert isinstance(signature, ast.FunctionDef)

@@ -28,7 +28,7 @@ OneRecV2Pass::OneRecV2Pass(const OneRecV2& model, const PassShape& shape, const 
       context_(context),
       memory_(memory),
       context_processor_(model, shape_, context, memory_),
-      feed_forward_(model, *std::max_element(shape.rows.begin(), shape.rows.end()), context, memory_) {
+      feed_forward_(model, shape.rows, context, memory_) {
   const OneRecV2Config& config = model.config();
   const DType dtype = model.precision().activation;
   const ScaleKind kind = scale_kind_for(model.precision().linear);

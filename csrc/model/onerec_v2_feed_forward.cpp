@@ -24,12 +24,14 @@ Matrix reshape(Matrix matrix, std::int64_t rows, std::int64_t cols) {
 
 }  // namespace
 
-FeedForward::FeedForward(const OneRecV2& model, std::int64_t rows, OpContext& context, PassMemory& memory)
+FeedForward::FeedForward(const OneRecV2& model, const std::vector<std::int64_t>& step_rows, OpContext& context,
+                         PassMemory& memory)
     : model_(model), context_(context) {
   const OneRecV2Config& config = model.config();
   const Precision& precision = model.precision();
   const DType dtype = precision.activation;
   const std::int64_t d = config.hidden_size;
+  const std::int64_t rows = *std::max_element(step_rows.begin(), step_rows.end());
   std::int64_t width = 0;
   const LayerWeights* moe = nullptr;
   for (const auto& layer : model.tensors().layers) {
@@ -45,16 +47,17 @@ FeedForward::FeedForward(const OneRecV2& model, std::int64_t rows, OpContext& co
   if (moe == nullptr) return;
 
   const ScaleKind expert_kind = scale_kind_for(precision.experts);
-  const std::int64_t top_k = config.num_experts_per_tok;
-  const std::int64_t sorted = rows * top_k;
+  const std::int64_t pairs = rows * config.num_experts_per_tok;
+  std::int64_t sorted = 0;
+  for (const std::int64_t step : step_rows) sorted = std::max(sorted, sorted_rows(step).capacity);
   router_x_ = memory.matrix(kActivations, dtype, rows, d);
   expert_x_ = expert_kind == ScaleKind::kNone ? Operand{.values = router_x_}
                                               : memory.operand(kActivations, expert_kind, dtype, rows, d);
   router_logits_ = memory.matrix(kActivations, DType::kF32, rows, moe->router.outputs);
-  selected_ = memory.array<std::int32_t>(kActivations, sorted);
-  weights_ = memory.array<float>(kActivations, sorted);
+  selected_ = memory.array<std::int32_t>(kActivations, pairs);
+  weights_ = memory.array<float>(kActivations, pairs);
   offsets_ = memory.array<std::int32_t>(kActivations, config.n_routed_experts + 1);
-  slots_ = memory.array<std::int32_t>(kActivations, sorted);
+  slots_ = memory.array<std::int32_t>(kActivations, pairs);
   sources_ = memory.array<std::int32_t>(kActivations, sorted);
   sorted_x_ = memory.operand(kActivations, expert_kind, dtype, sorted, d);
   sorted_gate_up_ = memory.matrix(kActivations, dtype, sorted, 2 * moe->experts.width);
@@ -104,11 +107,20 @@ void FeedForward::dense(const Matrix& h, const FeedForwardWeights& weights, cons
                     .rows = rows});
 }
 
+FeedForward::SortedRows FeedForward::sorted_rows(std::int64_t rows) const {
+  const OneRecV2Config& config = model_.config();
+  const std::int64_t experts = config.n_routed_experts;
+  const std::int64_t top_k = config.num_experts_per_tok;
+  const std::int64_t alignment = context_.backend.grouped_alignment(rows, experts, top_k);
+  return {alignment, sorted_capacity(rows, experts, top_k, alignment)};
+}
+
 void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows) {
   const OneRecV2Config& config = model_.config();
   const std::int64_t d = config.hidden_size;
   const std::int64_t top_k = config.num_experts_per_tok;
-  const std::int64_t sorted = rows.capacity * top_k;
+  const SortedRows sorted = sorted_rows(rows.capacity);
+  const Extent sorted_extent{sorted.capacity, offsets_ + config.n_routed_experts};
 
   normalise(h, layer, router_x_, expert_x_.quantized() ? expert_x_ : Operand{}, rows);
   linear(context_, {.x = {.values = router_x_}, .weight = layer.router.get(), .y = router_logits_, .rows = rows});
@@ -119,31 +131,31 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
                    .score = config.scoring,
                    .normalize = config.normalize,
                    .scaling_factor = config.routed_scaling_factor,
+                   .alignment = sorted.alignment,
                    .selected = selected_,
                    .weights = weights_,
                    .offsets = offsets_,
                    .slots = slots_,
                    .sources = sources_,
                    .rows = rows});
-  gather_rows(context_, {.x = expert_x_,
-                         .sources = sources_,
-                         .sorted = sorted_x_,
-                         .sorted_rows = {sorted, offsets_ + config.n_routed_experts}});
+  gather_rows(context_, {.x = expert_x_, .sources = sources_, .sorted = sorted_x_, .sorted_rows = sorted_extent});
   grouped_linear(context_, {.x = sorted_x_,
                             .weight = layer.experts.gate_up.get(),
                             .offsets = offsets_,
                             .y = sorted_gate_up_,
-                            .rows_capacity = sorted});
+                            .rows_capacity = sorted.capacity,
+                            .alignment = sorted.alignment});
   swiglu(context_, {.gate_up = sorted_gate_up_,
                     .width = layer.experts.width,
                     .y = sorted_hidden_.quantized() ? Matrix{} : sorted_hidden_.values,
                     .quantized = sorted_hidden_.quantized() ? sorted_hidden_ : Operand{},
-                    .rows = {sorted, offsets_ + config.n_routed_experts}});
+                    .rows = sorted_extent});
   grouped_linear(context_, {.x = sorted_hidden_,
                             .weight = layer.experts.down.get(),
                             .offsets = offsets_,
                             .y = sorted_out_,
-                            .rows_capacity = sorted});
+                            .rows_capacity = sorted.capacity,
+                            .alignment = sorted.alignment});
 
   ConstMatrix shared;
   if (layer.shared.width > 0) {

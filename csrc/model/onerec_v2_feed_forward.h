@@ -2,6 +2,8 @@
 // section 2.1.2).
 #pragma once
 
+#include <vector>
+
 #include "model/onerec_v2.h"
 #include "model/pass_memory.h"
 
@@ -9,8 +11,9 @@ namespace onerec {
 
 class FeedForward {
  public:
-  // `rows`: the most rows of any step.
-  FeedForward(const OneRecV2& model, std::int64_t rows, OpContext& context, PassMemory& memory);
+  // `step_rows`: the row capacities that add_to is called with.
+  FeedForward(const OneRecV2& model, const std::vector<std::int64_t>& step_rows, OpContext& context,
+              PassMemory& memory);
 
   // h += FFN(RMSNorm(h)) for the live rows.
   void add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows);
@@ -18,6 +21,12 @@ class FeedForward {
  private:
   void dense(const Matrix& h, const FeedForwardWeights& weights, const Operand& x, const ConstMatrix& residual,
              const Matrix& out, const Extent& rows);
+  // How the rows of a step lie sorted by expert.
+  struct SortedRows {
+    std::int64_t alignment;
+    std::int64_t capacity;
+  };
+  SortedRows sorted_rows(std::int64_t rows) const;
   void mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows);
   void normalise(const Matrix& h, const LayerWeights& layer, const Matrix& y, const Operand& quantized,
                  const Extent& rows);

@@ -32,6 +32,12 @@ class Backend {
 
   virtual std::size_t linear_workspace(const LinearParams&) const { return 0; }
   virtual void linear(Stream&, const LinearParams&, Workspace) = 0;
+  // The rows of each expert start at a multiple of this in grouped_linear; depends on these arguments alone. `rows`:
+  // the capacity before routing.
+  virtual std::int64_t grouped_alignment(std::int64_t /*rows*/, std::int64_t /*experts*/,
+                                         std::int64_t /*top_k*/) const {
+    return 1;
+  }
   virtual std::size_t grouped_linear_workspace(const GroupedLinearParams&) const { return 0; }
   virtual void grouped_linear(Stream&, const GroupedLinearParams&, Workspace) = 0;
   virtual void rms_norm(Stream&, const RmsNormParams&) = 0;

@@ -13,6 +13,9 @@ constexpr const char* kOp = "grouped_linear";
 void check(const OpContext& context, const GroupedLinearParams& p) {
   check_pointer(kOp, "weight", p.weight);
   check_at_least(kOp, "rows_capacity", p.rows_capacity, 0);
+  check_at_least(kOp, "alignment", p.alignment, 1);
+  require(p.rows_capacity % p.alignment == 0, "[grouped_linear] got rows_capacity = ", p.rows_capacity,
+          ", want a multiple of ", p.alignment, ", the alignment. Take it from sorted_capacity().");
   check_pointer(kOp, "offsets", p.offsets);
   check_linear_input(kOp, p.x, *p.weight, p.rows_capacity);
   check_matrix(kOp, "y", p.y, {DType::kF32, DType::kBF16}, p.rows_capacity, p.weight->outputs);

@@ -45,8 +45,8 @@ struct LinearWeightSource {
 enum class Activation : std::uint8_t { kNone, kLeakyRelu };
 
 // y[m, n] = round(activation(sum_k x[m, k] w[n, k] + bias[n]) + residual[m, n]) for the live rows m; rows behind the
-// live ones are left as they were. With FP8: sum = sA[m] * (sW[n] * sum_k codes). See docs/numerics.md. `y` may be
-// `residual` itself; `x` aliases neither.
+// live ones, up to the capacity, are unspecified. With FP8: sum = sA[m] * (sW[n] * sum_k codes). See docs/numerics.md.
+// `y` may be `residual` itself; `x` aliases neither.
 struct LinearParams {
   Operand x = {};  // [rows, K]; kNone for kDense, kPerRow for kFp8Channel
   const LinearWeight* weight = nullptr;

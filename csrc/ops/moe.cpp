@@ -12,6 +12,7 @@ void route(OpContext& context, const RouteParams& params) {
   check_at_least(kOp, "experts", params.experts, 1);
   require(params.top_k >= 1 && params.top_k <= params.experts, "[route] got top_k = ", params.top_k, ", want 1 to ",
           params.experts, ", the number of experts. Correct the configuration.");
+  check_at_least(kOp, "alignment", params.alignment, 1);
   // The logits may be padded: more columns than experts.
   check_at_least(kOp, "columns of logits", params.logits.cols, params.experts);
   check_matrix(kOp, "logits", params.logits, {DType::kF32}, params.rows.capacity, params.logits.cols);

@@ -6,10 +6,12 @@
 #include <limits>
 #include <random>
 
+#include "backends/cpu/cpu_backend.h"
 #include "backends/registry.h"
 #include "core/error.h"
 #include "engine/generation_engine.h"
 #include "model/onerec_v2.h"
+#include "support/oracle.h"
 
 namespace onerec {
 namespace {
@@ -45,9 +47,8 @@ OneRecV2Config tiny_config(bool moe) {
   return config;
 }
 
-std::unique_ptr<GenerationEngine> tiny_engine(const std::string& precision, bool moe, std::size_t memory_limit = 0,
-                                              int threads = 2) {
-  auto backend = make_backend("cpu", threads);
+std::unique_ptr<GenerationEngine> tiny_engine(std::unique_ptr<Backend> backend, const std::string& precision, bool moe,
+                                              std::size_t memory_limit = 0) {
   auto model = std::make_unique<OneRecV2>(tiny_config(moe), Precision::parse(precision, "block"), *backend);
   auto engine = std::make_unique<GenerationEngine>(
       std::move(backend), std::move(model),
@@ -62,6 +63,11 @@ std::unique_ptr<GenerationEngine> tiny_engine(const std::string& precision, bool
   }
   engine->finish_loading();
   return engine;
+}
+
+std::unique_ptr<GenerationEngine> tiny_engine(const std::string& precision, bool moe, std::size_t memory_limit = 0,
+                                              int threads = 2) {
+  return tiny_engine(make_backend("cpu", threads), precision, moe, memory_limit);
 }
 
 // `size` requests with i % 4 context tokens and widths that differ; every third is unconstrained.
@@ -121,6 +127,15 @@ void expect_same(const BatchResult& a, const BatchResult& b) {
   EXPECT_EQ(a.leaves, b.leaves);
   EXPECT_EQ(a.status, b.status);
 }
+
+// Wants the rows of an expert aligned as a GPU does, few rows more than many.
+class AligningBackend final : public cpu::CpuBackend {
+ public:
+  using CpuBackend::CpuBackend;
+  std::int64_t grouped_alignment(std::int64_t rows, std::int64_t, std::int64_t) const override {
+    return rows < 8 ? 128 : 16;
+  }
+};
 
 class EveryPrecision : public testing::TestWithParam<std::tuple<std::string, bool>> {};
 
@@ -277,6 +292,25 @@ TEST(GenerationEngine, AWeightThatOverflowsIsReportedPerRequest) {
   BatchResult result;
   broken.run(requests.batch(), result);
   EXPECT_EQ(result.status, (std::vector<std::int32_t>{1, 1}));
+}
+
+TEST(GenerationEngine, TheAlignmentOfExpertsChangesNothing) {
+  if (!test::rows_are_independent()) GTEST_SKIP() << "this library's bits depend on the rows of a product";
+  for (const char* precision : {"fp32", "bf16", "fp8"}) {
+    const auto plain = tiny_engine(precision, true);
+    const auto aligned = tiny_engine(std::make_unique<AligningBackend>(2), precision, true);
+    for (const auto& engine : {plain.get(), aligned.get()}) {
+      set_catalogue(*engine);
+      engine->poison(0xff);
+    }
+    for (const std::int32_t size : {1, 7}) {
+      const Requests requests(size);
+      BatchResult want, got;
+      plain->run(requests.batch(), want);
+      aligned->run(requests.batch(), got);
+      expect_same(want, got);
+    }
+  }
 }
 
 TEST(Registry, SaysWhyThereIsNoCuda) {

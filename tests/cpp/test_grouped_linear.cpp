@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "support/device.h"
 #include "support/oracle.h"
 #include "support/runner.h"
 #include "support/weights.h"
@@ -27,32 +28,40 @@ struct Format {
   DType out;
 };
 
-std::vector<std::int32_t> offsets_of(const std::vector<std::int32_t>& counts) {
+std::vector<std::int32_t> offsets_of(const std::vector<std::int32_t>& counts, std::int32_t alignment) {
   std::vector<std::int32_t> offsets = {0};
-  for (const std::int32_t count : counts) offsets.push_back(offsets.back() + count);
+  for (const std::int32_t count : counts) {
+    offsets.push_back(offsets.back() + (count + alignment - 1) / alignment * alignment);
+  }
   return offsets;
 }
 
 class GroupedLinear : public testing::TestWithParam<Format> {
  protected:
   void check(const std::vector<std::int32_t>& counts, std::int64_t capacity, std::int64_t inputs, std::int64_t outputs,
-             std::int64_t padding = 0, int threads = 2) {
+             std::int64_t padding = 0, int threads = 2, std::int32_t alignment = 1) {
     const auto [format, dtype, out] = GetParam();
-    SCOPED_TRACE(concat(inputs, " -> ", outputs, " first count ", counts[0], " capacity ", capacity));
+    SCOPED_TRACE(
+        concat(inputs, " -> ", outputs, " first count ", counts[0], " capacity ", capacity, " alignment ", alignment));
     const auto experts = static_cast<std::int64_t>(counts.size());
     Random random(5);
     Runner runner(threads);
     const TestWeight weight(runner.backend(), random, format, dtype, experts, outputs, inputs);
     const TestInput x(random, format, dtype, capacity, inputs, padding);
-    const TestArray<std::int32_t> offsets(offsets_of(counts));
+    const TestArray<std::int32_t> offsets(offsets_of(counts, alignment));
     TestMatrix y(out, capacity, outputs, padding);
     const std::vector<unsigned char> unwritten = y.row_bytes(0);
-    const GroupedLinearParams params{
-        .x = x.view(), .weight = weight.packed(), .offsets = offsets.get(), .y = y.view(), .rows_capacity = capacity};
+    const GroupedLinearParams params{.x = x.view(),
+                                     .weight = weight.packed(),
+                                     .offsets = offsets.get(),
+                                     .y = y.view(),
+                                     .rows_capacity = capacity,
+                                     .alignment = alignment};
     runner.run([&](OpContext& context) { grouped_linear(context, params); }, {&y});
 
     for (std::int64_t expert = 0; expert < experts; ++expert) {
-      for (std::int64_t r = offsets[expert]; r < offsets[expert + 1]; ++r) {
+      const std::int64_t begin = offsets[expert];
+      for (std::int64_t r = begin; r < begin + counts[static_cast<std::size_t>(expert)]; ++r) {
         for (std::int64_t n = 0; n < outputs; ++n) {
           const test::Dot want = test::dot(x, r, weight, expert, n, inputs);
           test::expect_close(out, y.get(r, n), want.sum, want.slack, "y", r, n);
@@ -77,6 +86,24 @@ TEST_P(GroupedLinear, WidthsThatAreNotWholeBlocks) {
   check({3, 17}, 20, 1, 1);
   check({3, 17}, 20, 131, 300);
   check({3, 17}, 20, 257, 129);
+}
+
+TEST_P(GroupedLinear, AlignedExperts) {
+  for (const std::int32_t alignment : {16, 64, 128}) {
+    check({0, 0, 0}, 2 * alignment, 24, 40, 0, 2, alignment);
+    check({1}, alignment, 24, 40, 0, 2, alignment);
+    check({0, 5, 0, 1, 131, 0, 16}, 8 * alignment + 128, 48, 72, 0, 2, alignment);
+    check({0, 0, 70, 0}, 128 + alignment, 256, 130, 16, 2, alignment);
+    check({70, 0}, 128, 130, 24, 0, 1, alignment);
+  }
+}
+
+// Several blocks of K and a part, several tiles of outputs and a part: what whole tiles on tensor cores take.
+TEST_P(GroupedLinear, AlignedWidths) {
+  for (const std::int32_t alignment : {16, 32, 64, 128}) {
+    check({0, 33, 1, 0, 65}, 512, 272, 264, 16, 2, alignment);
+    if (test::test_device() == test::TestDevice::kSimt) break;  // it has one kernel, and is slow
+  }
 }
 
 TEST_P(GroupedLinear, RealShape) { check({40, 3, 0, 21, 64, 1, 9, 30}, 192, 256, 512); }
@@ -157,6 +184,10 @@ TEST(GroupedLinearContract, RefusesWhatItCannotDo) {
   EXPECT_NE(refusal([](GroupedLinearParams& p) { p.weight = nullptr; }), "");
   EXPECT_NE(refusal([](GroupedLinearParams& p) { p.rows_capacity = 5; }), "");
   EXPECT_NE(refusal([](GroupedLinearParams& p) { p.x.scale_stride = 3; }), "");
+  EXPECT_NE(refusal([](GroupedLinearParams& p) { p.alignment = 0; }), "");
+  EXPECT_EQ(refusal([](GroupedLinearParams& p) { p.alignment = 3; }),
+            "[grouped_linear] got rows_capacity = 4, want a multiple of 3, the alignment. Take it from "
+            "sorted_capacity().");
   EXPECT_NE(refusal([](GroupedLinearParams& p) { p.y.cols = 8; }), "");
   EXPECT_NE(refusal([](GroupedLinearParams& p) { p.y.dtype = DType::kE4M3; }), "");
 }

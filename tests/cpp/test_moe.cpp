@@ -21,19 +21,21 @@ struct RouteProblem {
   TestArray<std::int32_t> selected, offsets, slots, sources, live;
   RouteParams p;
 
-  RouteProblem(Random& random, std::int64_t rows, std::int64_t live_rows, std::int64_t experts, std::int64_t top_k)
+  RouteProblem(Random& random, std::int64_t rows, std::int64_t live_rows, std::int64_t experts, std::int64_t top_k,
+               std::int64_t alignment = 1)
       : logits(random_matrix(random, DType::kF32, rows, experts + 3, 2.0f, 2)),
         bias(random_floats(random, experts, 0.1f)),
         weights(rows * top_k),
         selected(rows * top_k),
         offsets(experts + 1),
         slots(rows * top_k),
-        sources(rows * top_k),
+        sources(sorted_capacity(rows, experts, top_k, alignment)),
         live({static_cast<std::int32_t>(live_rows)}),
         p{.logits = logits.view(),
           .bias = bias.get(),
           .experts = experts,
           .top_k = top_k,
+          .alignment = alignment,
           .selected = selected.get(),
           .weights = weights.get(),
           .offsets = offsets.get(),
@@ -88,17 +90,25 @@ struct RouteProblem {
     }
   }
 
-  // The expert-sorted order is the stable sort of the pairs.
+  // The pairs of an expert stand in their order, padding behind them.
   void check_order() const {
-    std::vector<std::int32_t> pairs(static_cast<std::size_t>(live[0] * p.top_k));
-    std::iota(pairs.begin(), pairs.end(), 0);
-    std::stable_sort(pairs.begin(), pairs.end(), [&](auto a, auto b) { return selected[a] < selected[b]; });
-    for (std::size_t i = 0; i < pairs.size(); ++i) {
-      ASSERT_EQ(slots[pairs[i]], static_cast<std::int32_t>(i));
-      ASSERT_EQ(sources[static_cast<std::int64_t>(i)], pairs[i] / p.top_k);
+    std::vector<std::vector<std::int32_t>> pairs(static_cast<std::size_t>(p.experts));
+    for (std::int32_t i = 0; i < live[0] * p.top_k; ++i) pairs[static_cast<std::size_t>(selected[i])].push_back(i);
+    std::int32_t next = 0;
+    for (std::int64_t e = 0; e < p.experts; ++e) {
+      ASSERT_EQ(offsets[e], next);
+      for (const std::int32_t i : pairs[static_cast<std::size_t>(e)]) {
+        ASSERT_EQ(slots[i], next);
+        ASSERT_EQ(sources[next], i / p.top_k);
+        ++next;
+      }
+      for (; next % p.alignment != 0; ++next) ASSERT_EQ(sources[next], -1) << "padding of expert " << e;
     }
-    for (std::int64_t e = 0; e <= p.experts; ++e) {
-      ASSERT_EQ(offsets[e], std::count_if(pairs.begin(), pairs.end(), [&](auto i) { return selected[i] < e; }));
+    ASSERT_EQ(offsets[p.experts], next);
+    ASSERT_LE(next, sources.size());
+    for (std::int64_t i = live[0] * p.top_k; i < slots.size(); ++i) {
+      ASSERT_EQ(selected[i], -1) << "behind the live rows";
+      ASSERT_EQ(slots[i], -1) << "behind the live rows";
     }
   }
 };
@@ -116,8 +126,80 @@ TEST(Route, MatchesFloat64) {
         x.run(2);
         for (std::int64_t r = 0; r < live; ++r) x.check_row(r);
         x.check_order();
-        for (std::int64_t i = live * top_k; i < rows * top_k; ++i)
-          ASSERT_EQ(x.selected[i], -1) << "behind the live rows";
+      }
+    }
+  }
+}
+
+TEST(Route, AlignsTheExperts) {
+  Random random(47);
+  for (const int alignment : {1, 16, 64, 128, 24}) {
+    for (const auto& [rows, live, experts, top_k] :
+         {std::array{0, 0, 4, 2}, {9, 0, 4, 2}, {1, 1, 53, 3}, {70, 64, 8, 8}, {300, 290, 53, 3}, {1500, 1400, 7, 2}}) {
+      SCOPED_TRACE(concat(rows, " rows, ", experts, " experts, alignment ", alignment));
+      RouteProblem x(random, rows, live, experts, top_k, alignment);
+      x.run(2);
+      for (std::int64_t r = 0; r < live; ++r) x.check_row(r);
+      x.check_order();
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(Route, ManyRowsAndManyExperts) {
+  Random random(50);
+  for (const auto& [rows, live, experts, top_k] :
+       {std::array{5000, 4700, 53, 3}, {64, 63, 200, 8}, {90, 90, 500, 12}}) {
+    RouteProblem x(random, rows, live, experts, top_k, 64);
+    x.run(2);
+    for (std::int64_t r = 0; r < live; ++r) x.check_row(r);
+    x.check_order();
+  }
+}
+
+// All rows choose the same experts: the others are empty, the first and the last one among them.
+TEST(Route, LeavesExpertsEmpty) {
+  Random random(48);
+  for (const int alignment : {1, 16, 64, 128}) {
+    for (const std::int32_t rows : {1, 64, 129, 700}) {
+      RouteProblem x(random, rows, rows, 40, 2, alignment);
+      x.bias[17] = 20.0f;
+      x.bias[33] = 10.0f;
+      x.run(2);
+      x.check_order();
+      const std::int32_t padded = (rows + alignment - 1) / alignment * alignment;
+      ASSERT_EQ(x.offsets[17], 0);
+      ASSERT_EQ(x.offsets[18], padded);
+      ASSERT_EQ(x.offsets[33], padded);
+      ASSERT_EQ(x.offsets[40], 2 * padded);
+    }
+  }
+}
+
+// Every way to spread `pairs` pairs over `experts` experts, at most `rows` on each: the padded rows that the worst
+// takes.
+std::int64_t most_padded(std::int64_t pairs, std::int64_t experts, std::int64_t rows, std::int64_t alignment) {
+  if (experts == 0) return pairs == 0 ? 0 : -1;
+  std::int64_t most = -1;
+  for (std::int64_t here = 0; here <= std::min(pairs, rows); ++here) {
+    const std::int64_t rest = most_padded(pairs - here, experts - 1, rows, alignment);
+    if (rest >= 0) most = std::max(most, (here + alignment - 1) / alignment * alignment + rest);
+  }
+  return most;
+}
+
+TEST(Route, SortedCapacityHoldsTheWorstCase) {
+  EXPECT_EQ(sorted_capacity(512, 53, 3, 1), 1536);
+  EXPECT_EQ(sorted_capacity(1, 53, 3, 128), 384);
+  EXPECT_EQ(sorted_capacity(0, 53, 3, 128), 0);
+  for (const std::int64_t alignment : {1, 2, 3, 4}) {
+    for (const std::int64_t experts : {1, 2, 4}) {
+      for (std::int64_t top_k = 1; top_k <= experts; ++top_k) {
+        for (std::int64_t rows = 0; rows < 7; ++rows) {
+          const std::int64_t capacity = sorted_capacity(rows, experts, top_k, alignment);
+          EXPECT_GE(capacity, most_padded(rows * top_k, experts, rows, alignment));
+          EXPECT_EQ(capacity % alignment, 0);
+        }
       }
     }
   }
@@ -151,6 +233,15 @@ TEST(Route, DoesNotDependOnThreads) {
   EXPECT_TRUE(selected == x.selected.snapshot() && weights == x.weights.snapshot());
 }
 
+// The elements between the columns and the stride are still poisoned.
+void check_behind_columns(const TestMatrix& matrix) {
+  const auto size = static_cast<std::int64_t>(size_of(matrix.dtype()));
+  for (std::int64_t r = 0; r < matrix.rows(); ++r) {
+    const unsigned char* row = matrix.data() + r * matrix.stride() * size;
+    for (std::int64_t i = matrix.cols() * size; i < matrix.stride() * size; ++i) ASSERT_EQ(row[i], kPoison);
+  }
+}
+
 TEST(GatherRows, CopiesRowsAndScales) {
   Random random(44);
   const TestArray<std::int32_t> sources({4, 0, 4, 2, 1, 3, 3});
@@ -181,15 +272,65 @@ TEST(GatherRows, CopiesRowsAndScales) {
   }
 }
 
+TEST(GatherRows, PaddingIsZero) {
+  Random random(49);
+  const TestArray<std::int32_t> sources({2, -1, 0, -1, -1, 1});
+  // Rows that start at multiples of 16, 4 and 1 bytes, and that end between them.
+  for (const auto& [cols, padding] : {std::array{1408, 0}, {1408, 16}, {130, 14}, {300, 0}, {130, 2}, {5, 0}}) {
+    for (const ScaleKind kind : {ScaleKind::kPerRow, ScaleKind::kPerBlock}) {
+      TestOperand x(kind, 3, cols, padding, 0), sorted(kind, 6, cols, padding, 2);
+      x.fill_random(random);
+      Runner runner(1);
+      const GatherRowsParams params{
+          .x = x.view(), .sources = sources.get(), .sorted = sorted.view(), .sorted_rows = {5, nullptr}};
+      runner.run([&](OpContext& context) { gather_rows(context, params); }, {&sorted.codes, &sorted.scales});
+      for (std::int64_t i = 0; i < 5; ++i) {
+        const std::vector<unsigned char> zeros(static_cast<std::size_t>(cols), 0);
+        ASSERT_EQ(sorted.codes.row_bytes(i), sources[i] < 0 ? zeros : x.codes.row_bytes(sources[i]));
+        for (std::int64_t c = 0; c < cols; ++c) {
+          ASSERT_EQ(sorted.scale(i, c), sources[i] < 0 ? kE4M3MinScale : x.scale(sources[i], c));
+        }
+      }
+      for (const unsigned char byte : sorted.codes.row_bytes(5)) ASSERT_EQ(byte, kPoison);
+      for (std::int64_t i = 0; i < sorted.scales.size(); ++i) {
+        ASSERT_TRUE(i % sorted.scale_stride < 5 || std::isnan(sorted.scales[i])) << "a scale of no row";
+      }
+      check_behind_columns(sorted.codes);
+    }
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      const TestMatrix x = random_matrix(random, dtype, 3, cols);
+      TestMatrix sorted(dtype, 6, cols, padding);
+      Runner runner(1);
+      const GatherRowsParams params{.x = {.values = x.view()},
+                                    .sources = sources.get(),
+                                    .sorted = {.values = sorted.view()},
+                                    .sorted_rows = {6, nullptr}};
+      runner.run([&](OpContext& context) { gather_rows(context, params); }, {&sorted});
+      check_behind_columns(sorted);
+      for (std::int64_t i = 0; i < 6; ++i) {
+        const std::vector<unsigned char> zeros(static_cast<std::size_t>(cols) * size_of(dtype), 0);
+        ASSERT_EQ(sorted.row_bytes(i), sources[i] < 0 ? zeros : x.row_bytes(sources[i]));
+      }
+    }
+  }
+}
+
 TEST(MoeCombine, MatchesFloat64) {
   Random random(45);
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     for (const bool with_shared : {false, true}) {
-      for (const auto& [rows, live, top_k, width] :
-           {std::array{0, 0, 1, 8}, {5, 4, 1, 17}, {33, 33, 6, 257}, {90, 80, 2, 512}}) {
-        const TestMatrix experts = random_matrix(random, dtype, rows * top_k, width, 1.0f, 1);
-        const TestMatrix shared = random_matrix(random, dtype, rows, width, 1.0f, 2);
-        TestMatrix h = random_matrix(random, dtype, rows, width, 1.0f, 3);
+      // Rows that start anywhere, and at multiples of 16 bytes.
+      for (const auto& [rows, live, top_k, width, padding] : {std::array{0, 0, 1, 8, 1},
+                                                              {5, 4, 1, 17, 1},
+                                                              {33, 33, 6, 257, 1},
+                                                              {90, 80, 2, 512, 1},
+                                                              {0, 0, 1, 8, 8},
+                                                              {5, 4, 1, 16, 8},
+                                                              {33, 33, 6, 2312, 8},
+                                                              {90, 80, 3, 1408, 8}}) {
+        const TestMatrix experts = random_matrix(random, dtype, rows * top_k, width, 1.0f, padding);
+        const TestMatrix shared = random_matrix(random, dtype, rows, width, 1.0f, 2 * padding);
+        TestMatrix h = random_matrix(random, dtype, rows, width, 1.0f, 3 * padding);
         TestArray<std::int32_t> slots(rows * top_k);
         std::iota(slots.begin(), slots.end(), 0);
         std::shuffle(slots.begin(), slots.end(), random);
@@ -202,10 +343,11 @@ TEST(MoeCombine, MatchesFloat64) {
                                       .shared = with_shared ? ConstMatrix(shared.view()) : ConstMatrix(),
                                       .h = h.view(),
                                       .rows = {rows, count.get()}};
-        TestMatrix old(dtype, rows, width, 3);
+        TestMatrix old(dtype, rows, width, 3 * padding);
         old.restore(h.snapshot());
         Runner runner(2);
         runner.run([=](OpContext& context) { moe_combine(context, params); }, {&h});
+        check_behind_columns(h);
         for (std::int64_t r = 0; r < rows; ++r) {
           if (r >= live) {
             ASSERT_EQ(h.row_bytes(r), old.row_bytes(r));
@@ -238,6 +380,8 @@ TEST(Moe, RefusesWrongParameters) {
             "[route] got top_k = 9, want 1 to 8, the number of experts. Correct the configuration.");
   EXPECT_NE(refusal([](auto& p) { p.logits.cols = 7; }), "");
   EXPECT_NE(refusal([](auto& p) { p.bias = nullptr; }), "");
+  EXPECT_EQ(refusal([](auto& p) { p.alignment = 0; }),
+            "[route] got alignment = 0, want at least 1. Correct the shape.");
   EXPECT_NE(refusal([](auto& p) { p.logits.dtype = DType::kBF16; }), "");
 
   TestMatrix h(DType::kF32, 2, 4), experts(DType::kF32, 3, 4);

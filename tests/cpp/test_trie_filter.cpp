@@ -17,32 +17,38 @@ namespace {
 struct Problem {
   static constexpr int kLevels = 3;
   std::int64_t items;
-  std::vector<std::vector<std::int32_t>> item_begin;
-  TrieTable trie;
+  std::vector<TestArray<std::int32_t>> item_begin;
+  TestArray<TrieTable> trie;
   std::vector<std::set<std::int32_t>> excluded_of;
-  std::vector<std::int32_t> excluded;
+  TestArray<std::int32_t> excluded;
   TestArray<std::int32_t> offsets;
   std::array<std::int64_t, kMaxLevels> word_offset = {};
   std::int64_t words = 0;
   TestArray<std::uint32_t> blocked;
 
   Problem(Random& random, std::int64_t items_, const std::vector<std::int64_t>& excluded_counts)
-      : items(items_), offsets(static_cast<std::int64_t>(excluded_counts.size()) + 1), blocked(0) {
+      : items(items_),
+        trie(1),
+        excluded(0),
+        offsets(static_cast<std::int64_t>(excluded_counts.size()) + 1),
+        blocked(0) {
     std::set<std::int32_t> cuts = {0, static_cast<std::int32_t>(items)};
-    trie.levels = kLevels;
+    trie[0] = {};
+    trie[0].levels = kLevels;
     for (int t = 0; t < kLevels; ++t) {
       for (std::int64_t i = items / (t == 0 ? 20 : 3); i > 0; --i) {
         cuts.insert(static_cast<std::int32_t>(uniform(random, 0, items)));
       }
-      item_begin.emplace_back(cuts.begin(), cuts.end());
+      item_begin.emplace_back(std::vector<std::int32_t>(cuts.begin(), cuts.end()));
     }
     for (std::size_t t = 0; t < kLevels; ++t) {
-      trie.level[t].item_begin = item_begin[t].data();
-      trie.edges[t] = static_cast<std::int32_t>(item_begin[t].size()) - 1;
+      trie[0].level[t].item_begin = item_begin[t].get();
+      trie[0].edges[t] = static_cast<std::int32_t>(item_begin[t].size()) - 1;
       word_offset[t] = words;
-      words += (trie.edges[t] + 31) / 32 + static_cast<std::int64_t>(t);  // with words that no edge uses
+      words += (trie[0].edges[t] + 31) / 32 + static_cast<std::int64_t>(t);  // with words that no edge uses
     }
     offsets[0] = 0;
+    std::vector<std::int32_t> all_excluded;
     for (std::size_t b = 0; b < excluded_counts.size(); ++b) {
       std::set<std::int32_t> chosen;
       // Runs of neighbours, so that whole edges are covered.
@@ -52,17 +58,18 @@ struct Problem {
           chosen.insert(static_cast<std::int32_t>(i));
         }
       }
-      excluded.insert(excluded.end(), chosen.begin(), chosen.end());
+      all_excluded.insert(all_excluded.end(), chosen.begin(), chosen.end());
       excluded_of.push_back(std::move(chosen));
-      offsets[static_cast<std::int64_t>(b) + 1] = static_cast<std::int32_t>(excluded.size());
+      offsets[static_cast<std::int64_t>(b) + 1] = static_cast<std::int32_t>(all_excluded.size());
     }
+    excluded = TestArray<std::int32_t>(all_excluded);
     blocked = TestArray<std::uint32_t>(words * static_cast<std::int64_t>(excluded_counts.size()));
   }
 
   TrieFilterParams params() const {
-    return {.trie = &trie,
+    return {.trie = trie.get(),
             .levels = kLevels,
-            .excluded = excluded.data(),
+            .excluded = excluded.get(),
             .excluded_offsets = offsets.get(),
             .batch = static_cast<std::int64_t>(excluded_of.size()),
             .blocked = blocked.get(),
@@ -78,10 +85,10 @@ struct Problem {
   std::vector<std::uint32_t> want(std::size_t b) const {
     std::vector<std::uint32_t> bits(static_cast<std::size_t>(words));
     for (std::size_t t = 0; t < kLevels; ++t) {
-      for (std::size_t e = 0; e + 1 < item_begin[t].size(); ++e) {
+      for (std::int64_t e = 0; e + 1 < item_begin[t].size(); ++e) {
         bool all = true;
         for (std::int32_t i = item_begin[t][e]; i < item_begin[t][e + 1]; ++i) all = all && excluded_of[b].contains(i);
-        if (all) bits[static_cast<std::size_t>(word_offset[t]) + e / 32] |= std::uint32_t{1} << (e % 32);
+        if (all) bits[static_cast<std::size_t>(word_offset[t] + e / 32)] |= std::uint32_t{1} << (e % 32);
       }
     }
     return bits;
@@ -112,6 +119,13 @@ TEST(TrieFilter, DoesNotDependOnThreads) {
     x.run(threads);
     x.check();
   }
+}
+
+TEST(TrieFilter, CoversManyWords) {
+  Random random(74);
+  Problem x(random, 400000, {30000, 0, 2});
+  x.run(2);
+  x.check();
 }
 
 TEST(TrieFilter, RefusesWrongParameters) {

@@ -6,7 +6,7 @@
 
 namespace onerec::cpu {
 
-class CpuBackend final : public Backend {
+class CpuBackend : public Backend {
  public:
   explicit CpuBackend(int threads) : device_(threads) {}
 

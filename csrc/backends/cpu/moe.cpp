@@ -49,10 +49,11 @@ void combine_bf16(const MoeCombineParams& p, std::int64_t begin, std::int64_t en
   for (std::int64_t r = begin; r < end; ++r) combine<BFloat16>(p, r);
 }
 
+// A negative source is padding.
 void copy_scales(const Operand& from, std::int64_t source, const Operand& to, std::int64_t r) {
   const std::int64_t blocks = from.scale_kind == ScaleKind::kPerRow ? 1 : scale_blocks(from.values.cols);
   for (std::int64_t b = 0; b < blocks; ++b) {
-    to.scales[b * to.scale_stride + r] = from.scales[b * from.scale_stride + source];
+    to.scales[b * to.scale_stride + r] = source < 0 ? kE4M3MinScale : from.scales[b * from.scale_stride + source];
   }
 }
 
@@ -63,7 +64,11 @@ void CpuBackend::gather_rows(Stream& stream, const GatherRowsParams& params) {
     const std::size_t bytes = row_bytes(p.x.values);
     for_rows(live(p.sorted_rows), p.x.values.cols, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
-        std::memcpy(row_at(p.sorted.values, r), row_at(p.x.values, p.sources[r]), bytes);
+        if (p.sources[r] < 0) {
+          std::memset(row_at(p.sorted.values, r), 0, bytes);
+        } else {
+          std::memcpy(row_at(p.sorted.values, r), row_at(p.x.values, p.sources[r]), bytes);
+        }
         if (p.x.quantized()) copy_scales(p.x, p.sources[r], p.sorted, r);
       }
     });

@@ -63,10 +63,11 @@ void route_row(const RouteParams& p, std::int64_t r, float* scores) {
 // A counting sort in order of (row, choice). One thread: there are a few thousand pairs at most.
 void sort_by_expert(const RouteParams& p, std::int64_t rows, std::int32_t* cursor) {
   const std::int64_t pairs = rows * p.top_k;
+  const auto alignment = static_cast<std::int32_t>(p.alignment);
   std::fill_n(p.offsets, p.experts + 1, 0);
   for (std::int64_t i = 0; i < pairs; ++i) ++p.offsets[p.selected[i] + 1];
   for (std::int64_t e = 0; e < p.experts; ++e) {
-    p.offsets[e + 1] += p.offsets[e];
+    p.offsets[e + 1] = p.offsets[e] + (p.offsets[e + 1] + alignment - 1) / alignment * alignment;
     cursor[e] = p.offsets[e];
   }
   for (std::int64_t i = 0; i < pairs; ++i) {
@@ -74,6 +75,7 @@ void sort_by_expert(const RouteParams& p, std::int64_t rows, std::int32_t* curso
     p.slots[i] = slot;
     p.sources[slot] = static_cast<std::int32_t>(i / p.top_k);
   }
+  for (std::int64_t e = 0; e < p.experts; ++e) std::fill(p.sources + cursor[e], p.sources + p.offsets[e + 1], -1);
 }
 
 struct Scratch {

@@ -24,6 +24,7 @@ class CudaBackend final : public Backend {
 
   std::size_t linear_workspace(const LinearParams& params) const override;
   void linear(Stream& stream, const LinearParams& params, Workspace workspace) override;
+  std::int64_t grouped_alignment(std::int64_t rows, std::int64_t experts, std::int64_t top_k) const override;
   std::size_t grouped_linear_workspace(const GroupedLinearParams& params) const override;
   void grouped_linear(Stream& stream, const GroupedLinearParams& params, Workspace workspace) override;
   void rms_norm(Stream& stream, const RmsNormParams& params) override;

@@ -46,16 +46,19 @@ struct TestBeams {
 
 // One level of a trie with random edges: node s has about `density` of all codes.
 struct TestTrieLevel {
-  std::vector<std::int32_t> row_ptr = {0}, code;
+  TestArray<std::int32_t> row_ptr, code;
 
-  TestTrieLevel(Random& random, std::int64_t nodes, std::int64_t codebook, double density) {
+  TestTrieLevel(Random& random, std::int64_t nodes, std::int64_t codebook, double density) : row_ptr(0), code(0) {
     std::bernoulli_distribution has_edge(density);
+    std::vector<std::int32_t> begins = {0}, codes;
     for (std::int64_t s = 0; s < nodes; ++s) {
       for (std::int64_t c = 0; c < codebook; ++c) {
-        if (has_edge(random)) code.push_back(static_cast<std::int32_t>(c));
+        if (has_edge(random)) codes.push_back(static_cast<std::int32_t>(c));
       }
-      row_ptr.push_back(static_cast<std::int32_t>(code.size()));
+      begins.push_back(static_cast<std::int32_t>(codes.size()));
     }
+    row_ptr = TestArray<std::int32_t>(begins);
+    code = TestArray<std::int32_t>(codes);
   }
 };
 

@@ -5,23 +5,24 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
 
 #include "core/arena.h"
+#include "support/device.h"
 
 namespace onerec::test {
 
 // Every byte of a fresh buffer: a NaN in each floating-point type, -1 in signed integers.
 inline constexpr unsigned char kPoison = 0xff;
 
-// Aligned to kAlignment, like device memory.
+// Aligned to kAlignment, like device memory; the test device and the host both address it. Host and device take turns:
+// whoever issued work synchronises its stream before the contents are looked at.
 class GuardedBuffer {
  public:
   explicit GuardedBuffer(std::size_t bytes)
-      : bytes_(bytes), block_(std::aligned_alloc(kAlignment, kGuard + align_up(bytes + kGuard)), &std::free) {
+      : bytes_(bytes), block_(allocate_test_memory(kGuard + align_up(bytes + kGuard))) {
     std::memset(data() - kGuard, kGuardByte, kGuard);
     std::memset(data() + bytes_, kGuardByte, kGuard);
     poison();
@@ -46,7 +47,7 @@ class GuardedBuffer {
   static constexpr unsigned char kGuardByte = 0xa5;
 
   std::size_t bytes_;
-  std::unique_ptr<void, decltype(&std::free)> block_;
+  std::shared_ptr<void> block_;
 };
 
 }  // namespace onerec::test

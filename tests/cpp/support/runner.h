@@ -4,17 +4,16 @@
 #include <memory>
 #include <vector>
 
-#include "backends/cpu/cpu_backend.h"
 #include "core/error.h"
 #include "ops/backend.h"
+#include "support/device.h"
 #include "support/guarded_buffer.h"
 
 namespace onerec::test {
 
 class Runner {
  public:
-  explicit Runner(int threads = 2)
-      : backend_(std::make_unique<cpu::CpuBackend>(threads)), stream_(backend_->device().make_stream()) {}
+  explicit Runner(int threads = 2) : backend_(make_test_backend(threads)), stream_(backend_->device().make_stream()) {}
 
   Backend& backend() { return *backend_; }
   Stream& stream() { return *stream_; }
@@ -37,6 +36,7 @@ class Runner {
     expect_equal(before, snapshots(outputs), "measuring wrote to an output");
 
     issue_with(issue, workspace);
+    stream_->synchronize();
     const std::vector<Contents> direct = snapshots(outputs);
 
     restore(outputs, before);
@@ -49,6 +49,7 @@ class Runner {
       restore(outputs, before);
       workspace.poison();
       recording->replay(*stream_);
+      stream_->synchronize();
       expect_equal(direct, snapshots(outputs), "a replay differs from the direct run");
     }
 
@@ -63,6 +64,7 @@ class Runner {
   void run_once(Issue&& issue) {
     GuardedBuffer workspace(measure(issue));
     issue_with(issue, workspace);
+    stream_->synchronize();
     EXPECT_TRUE(workspace.guards_intact()) << "the op wrote outside its workspace";
   }
 

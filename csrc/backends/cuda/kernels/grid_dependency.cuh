@@ -8,6 +8,8 @@ namespace onerec::cuda::kernels {
 __device__ inline void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#elif !defined(__CUDACC__)
+  simt_wait_for_previous_kernel();  // the host emulation checks that it was called
 #endif
 }
 

@@ -1,0 +1,101 @@
+// BF16 heads of 64 or 128 columns go to the tensor cores; everything else to the plain kernel.
+#include "ops/cross_attention.h"
+
+#include "backends/cuda/alignment.h"
+#include "backends/cuda/attention/flash_cross_attention.h"
+#include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/kernels/attention_layout.cuh"
+#include "backends/cuda/kernels/flash_attention_arguments.cuh"
+#include "backends/cuda/kernels/plain_cross_attention.cuh"
+#include "backends/cuda/launch.h"
+#include "core/arena.h"
+#include "core/error.h"
+
+namespace onerec::cuda {
+namespace {
+
+constexpr std::int64_t kLargestHead = 256;
+
+template <class T, int kLaneColumns>
+void launch_plain(Stream& stream, const CrossAttentionParams& p) {
+  const std::int64_t group_heads = p.heads / p.kv_heads;
+  const kernels::PlainAttentionArguments<T> arguments{.q = static_cast<const T*>(p.q.data),
+                                                      .q_stride = p.q.stride,
+                                                      .k = static_cast<const T*>(p.k.data),
+                                                      .k_stride = p.k.stride,
+                                                      .v = static_cast<const T*>(p.v.data),
+                                                      .v_stride = p.v.stride,
+                                                      .out = static_cast<T*>(p.out.data),
+                                                      .out_stride = p.out.stride,
+                                                      .row_offsets = p.row_offsets,
+                                                      .context_offsets = p.context_offsets,
+                                                      .group_heads = static_cast<int>(group_heads),
+                                                      .head_dim = static_cast<int>(p.head_dim),
+                                                      .scale = p.scale};
+  launch(stream, "cross_attention", kernels::plain_cross_attention<T, kLaneColumns>,
+         {.grid = dim3(blocks_for(p.max_request_rows * group_heads, kernels::kPlainAttentionQueries),
+                       static_cast<unsigned>(p.kv_heads), static_cast<unsigned>(p.batch)),
+          .block = dim3(kernels::kPlainAttentionThreads),
+          .shared_bytes = kernels::PlainAttentionTile<kLaneColumns>::kSharedBytes},
+         arguments);
+}
+
+template <class T>
+void launch_plain(Stream& stream, const CrossAttentionParams& p) {
+  if (p.head_dim <= 64) {
+    launch_plain<T, 2>(stream, p);
+  } else if (p.head_dim <= 128) {
+    launch_plain<T, 4>(stream, p);
+  } else {
+    launch_plain<T, 8>(stream, p);
+  }
+}
+
+// Depends on capacities only.
+FlashPlan plan_flash(const CrossAttentionParams& p, const DeviceLimits& limits, Arena& arena) {
+  const std::int64_t queries = p.max_request_rows * (p.heads / p.kv_heads);
+  const std::int64_t blocks = blocks_for(queries, kernels::kFlashRows) * p.batch * p.kv_heads;
+  const std::int64_t tiles = blocks_for(p.max_request_tokens, kernels::kFlashTokens);
+  FlashPlan plan{.splits = kernels::choose_splits(blocks, tiles, limits.multiprocessors)};
+  if (plan.splits > 1) {
+    const std::int64_t parts = plan.splits * p.rows_capacity * p.heads;
+    plan.sums = arena.allocate_array<float>(parts * p.head_dim);
+    plan.norms = arena.allocate_array<float>(parts * 2);
+  }
+  return plan;
+}
+
+// Looks at nothing that differs between measuring and running.
+bool is_flash_shape(const CrossAttentionParams& p, const DeviceLimits& limits) {
+  return limits.tensor_cores && p.q.dtype == DType::kBF16 && (p.head_dim == 64 || p.head_dim == 128) &&
+         p.scale > 0.0f && p.tokens_capacity > 0;
+}
+
+bool is_flash(const CrossAttentionParams& p, const DeviceLimits& limits) {
+  return is_flash_shape(p, limits) && rows_at_vectors(p.q) && rows_at_vectors(p.k) && rows_at_vectors(p.v) &&
+         rows_at_vectors(p.out);
+}
+
+}  // namespace
+
+std::size_t CudaBackend::cross_attention_workspace(const CrossAttentionParams& params) const {
+  require(params.head_dim <= kLargestHead, "[cross_attention] got head_dim ", params.head_dim, ", want at most ",
+          kLargestHead, ". Run this model on the CPU.");
+  if (!is_flash_shape(params, limits_)) return 0;
+  Arena arena;
+  plan_flash(params, limits_, arena);
+  return arena.used();
+}
+
+void CudaBackend::cross_attention(Stream& stream, const CrossAttentionParams& params, Workspace workspace) {
+  if (is_flash(params, limits_)) {
+    Arena arena(workspace.data, workspace.bytes);
+    flash_cross_attention(stream, params, plan_flash(params, limits_, arena));
+  } else if (params.q.dtype == DType::kF32) {
+    launch_plain<float>(stream, params);
+  } else {
+    launch_plain<kernels::bf16>(stream, params);
+  }
+}
+
+}  // namespace onerec::cuda

@@ -1,0 +1,29 @@
+// y = x W^T on tensor cores, with its epilogue. Plain C++ without CUTLASS.
+#pragma once
+
+#include <string>
+
+#include "ops/device.h"
+#include "ops/linear.h"
+
+namespace onerec::cuda {
+
+// Whether dense_gemm takes `params`: FP8 to BF16 (no activation), BF16 to BF16 (anything), BF16 to FP32 (no
+// activation, no residual); N and K are multiples of 16; x, W, y and the residual lie at multiples of 16 bytes, rows
+// too.
+bool dense_gemm_takes(const LinearParams& params);
+
+// Which kernel dense_gemm is best run with, as an index of kGemmConfigs, or kPlainGemm: plain_linear() is faster.
+int choose_gemm(const LinearParams& params, int multiprocessors);
+
+// Runs kernel `config`, one of those for the types of `params`. Rows behind the live ones, up to the capacity, may be
+// written. Needs no workspace.
+void dense_gemm(Stream& stream, const LinearParams& params, int config, int multiprocessors);
+
+// For profiling: the configuration as text, such as "fp8_bf16 128x256x128 cluster 2 cooperative".
+std::string gemm_name(int config);
+
+// For profiling: linear() with kernel `config` (kPlainGemm: plain_linear) instead of the chosen one.
+void linear_with(Stream& stream, const LinearParams& params, int config, int multiprocessors);
+
+}  // namespace onerec::cuda

@@ -1,0 +1,9 @@
+#include "backends/cuda/gemm/dense_gemm.cuh"
+
+namespace onerec::cuda {
+
+template const char* run_dense_gemm<12>(const DenseGemmCall&);
+template const char* run_dense_gemm<13>(const DenseGemmCall&);
+template const char* run_dense_gemm<14>(const DenseGemmCall&);
+
+}  // namespace onerec::cuda

@@ -1,0 +1,56 @@
+// The tensor-core kernels of the dense matrix product that are built. Plain C++.
+#pragma once
+
+#include <cstdint>
+
+namespace onerec::cuda {
+
+enum class GemmTypes : std::uint8_t {
+  kFp8ToBf16,  // E4M3 codes with a scale per row and per output
+  kBf16ToBf16,
+  kBf16ToF32,
+};
+
+enum class GemmSchedule : std::uint8_t {
+  kPingpong,     // two groups of warps work on a tile each: one multiplies while the other stores
+  kCooperative,  // two groups of warps share a tile: larger tiles, less traffic
+};
+
+struct GemmConfig {
+  GemmTypes types;
+  int tile_rows;
+  int tile_outputs;
+  int tile_bytes;  // of K, per step
+  int cluster;     // row tiles whose thread blocks share what they load of W
+  GemmSchedule schedule;
+};
+
+// A configuration's index is its name towards dense_gemm(). dense_instances_<i>.cu build them.
+inline constexpr GemmConfig kGemmConfigs[] = {
+    {GemmTypes::kFp8ToBf16, 64, 16, 256, 1, GemmSchedule::kPingpong},
+    {GemmTypes::kFp8ToBf16, 64, 32, 256, 1, GemmSchedule::kPingpong},
+    {GemmTypes::kFp8ToBf16, 64, 64, 128, 1, GemmSchedule::kPingpong},
+    {GemmTypes::kFp8ToBf16, 64, 128, 128, 1, GemmSchedule::kPingpong},
+    {GemmTypes::kFp8ToBf16, 64, 256, 128, 2, GemmSchedule::kPingpong},
+    {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kPingpong},
+    {GemmTypes::kFp8ToBf16, 128, 192, 128, 2, GemmSchedule::kCooperative},
+    {GemmTypes::kFp8ToBf16, 128, 256, 128, 2, GemmSchedule::kCooperative},
+    {GemmTypes::kBf16ToBf16, 64, 16, 256, 1, GemmSchedule::kPingpong},
+    {GemmTypes::kBf16ToBf16, 64, 32, 256, 1, GemmSchedule::kPingpong},
+    {GemmTypes::kBf16ToBf16, 64, 64, 128, 1, GemmSchedule::kPingpong},
+    {GemmTypes::kBf16ToBf16, 64, 128, 128, 1, GemmSchedule::kPingpong},
+    {GemmTypes::kBf16ToBf16, 128, 128, 128, 2, GemmSchedule::kPingpong},
+    {GemmTypes::kBf16ToBf16, 128, 192, 128, 2, GemmSchedule::kCooperative},
+    {GemmTypes::kBf16ToBf16, 128, 256, 128, 2, GemmSchedule::kCooperative},
+    {GemmTypes::kBf16ToF32, 64, 16, 256, 1, GemmSchedule::kPingpong},
+    {GemmTypes::kBf16ToF32, 64, 64, 128, 1, GemmSchedule::kPingpong},
+    {GemmTypes::kBf16ToF32, 64, 128, 128, 1, GemmSchedule::kPingpong},
+    {GemmTypes::kBf16ToF32, 128, 128, 128, 2, GemmSchedule::kPingpong},
+    {GemmTypes::kBf16ToF32, 128, 256, 128, 2, GemmSchedule::kCooperative},
+};
+inline constexpr int kGemmConfigCount = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
+
+constexpr int input_bytes(GemmTypes types) { return types == GemmTypes::kFp8ToBf16 ? 1 : 2; }
+constexpr int output_bytes(GemmTypes types) { return types == GemmTypes::kBf16ToF32 ? 4 : 2; }
+
+}  // namespace onerec::cuda

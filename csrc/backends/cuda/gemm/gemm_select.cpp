@@ -1,0 +1,99 @@
+#include "backends/cuda/gemm/gemm_select.h"
+
+#include <algorithm>
+
+#include "backends/cuda/gemm/measured_gemms.h"
+
+namespace onerec::cuda {
+namespace {
+
+// An H100 SXM at its boost clock, from the datasheet unless said otherwise. One number serves FP8 and BF16: an
+// instruction of 64 rows x n outputs x 32 bytes of K takes as long in both.
+constexpr double kClocksPerMicrosecond = 1755.0;
+constexpr double kTensorClocksPerOutput = 0.48;  // of that instruction
+constexpr double kSharedBytesPerClock = 128.0;
+constexpr double kSustained = 0.88;  // of that rate, in a full pipeline
+constexpr double kLoadBytesPerClock = 64.0;
+constexpr double kL2BytesPerMicrosecond = 7.0e6;
+constexpr double kMemoryBytesPerMicrosecond = 2.9e6;
+// Estimates, in clocks.
+constexpr double kStartClocks = 1500.0;   // of a kernel: barriers, descriptors, the first load
+constexpr double kTileClocks = 500.0;     // of a tile, besides its steps along K
+constexpr double kStoredPerClock = 16.0;  // elements of y
+constexpr double kPlainStartClocks = 1000.0;
+constexpr double kPlainPerMicrosecond = 18e6;  // instructions x lanes, at 60 % of the issue rate
+
+double memory_microseconds(const GemmShape& s) {
+  const double in = input_bytes(s.types);
+  const auto bytes = static_cast<double>(s.outputs) * static_cast<double>(s.inputs) * in +
+                     static_cast<double>(s.rows) * static_cast<double>(s.inputs) * in +
+                     static_cast<double>(s.rows) * static_cast<double>(s.outputs) * output_bytes(s.types);
+  return bytes / kMemoryBytesPerMicrosecond;
+}
+
+double plain_microseconds(const GemmShape& s) {
+  constexpr std::int64_t kChunk = 8;  // rows that share a read of W
+  const std::int64_t chunks = (s.rows + kChunk - 1) / kChunk;
+  const double convert = s.types == GemmTypes::kFp8ToBf16 ? 1.5 : 1.0;  // instructions per value
+  // Per weight: its conversion, and for each row a product and half a conversion of x (two outputs share it).
+  const double per_weight = static_cast<double>(chunks) * convert + static_cast<double>(s.rows) * (1.0 + convert / 2.0);
+  const double compute = static_cast<double>(s.outputs) * static_cast<double>(s.inputs) * per_weight /
+                         (kPlainPerMicrosecond * s.multiprocessors / 132.0);
+  return std::max(memory_microseconds(s), compute) + kPlainStartClocks / kClocksPerMicrosecond;
+}
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Waves of tiles x the clocks of a tile, but no less than what memory and L2 take.
+double tensor_microseconds(const GemmShape& s, const GemmConfig& c) {
+  const double k_bytes = static_cast<double>(ceil_div(s.inputs * input_bytes(s.types), c.tile_bytes) * c.tile_bytes);
+  const std::int64_t clusters =
+      ceil_div(s.rows, std::int64_t{c.tile_rows} * c.cluster) * ceil_div(s.outputs, c.tile_outputs);
+  const std::int64_t resident = std::max(1, s.multiprocessors / c.cluster);
+  const auto waves = static_cast<double>(ceil_div(clusters, resident));
+
+  const double rows = c.tile_rows;
+  const double outputs = c.tile_outputs;
+  // Per 32 bytes of K: products of 64 rows at a time, which read both operands from shared memory, to where the copy
+  // engine writes them.
+  const double products = rows / 64.0;
+  const double shared = (products * (64.0 + outputs) + rows + outputs) * 32.0 / kSharedBytesPerClock;
+  const double multiply = k_bytes / 32.0 * std::max(products * outputs * kTensorClocksPerOutput, shared) / kSustained;
+  const double tile_bytes = (rows + outputs / c.cluster) * k_bytes;
+  const double load = tile_bytes / kLoadBytesPerClock;
+  const double store = rows * outputs / kStoredPerClock;
+  // Pingpong hides all stores but the last one.
+  const bool hidden = c.schedule == GemmSchedule::kPingpong;
+  const double clocks =
+      waves * (std::max(multiply, load) + kTileClocks + (hidden ? 0.0 : store)) + (hidden ? store : 0.0);
+  const double l2 = static_cast<double>(clusters * c.cluster) * tile_bytes / kL2BytesPerMicrosecond;
+  return std::max({clocks / kClocksPerMicrosecond, memory_microseconds(s), l2}) + kStartClocks / kClocksPerMicrosecond;
+}
+
+}  // namespace
+
+double gemm_microseconds(const GemmShape& shape, int config) {
+  return config == kPlainGemm ? plain_microseconds(shape) : tensor_microseconds(shape, kGemmConfigs[config]);
+}
+
+int select_gemm(const GemmShape& shape) {
+  for (const MeasuredGemm& measured : kMeasuredGemms) {
+    if (measured.types == shape.types && measured.outputs == shape.outputs && measured.inputs == shape.inputs &&
+        measured.min_rows <= shape.rows && shape.rows <= measured.max_rows) {
+      return measured.config;
+    }
+  }
+  int best = kPlainGemm;
+  double best_time = gemm_microseconds(shape, kPlainGemm);
+  for (int config = 0; config < kGemmConfigCount; ++config) {
+    if (kGemmConfigs[config].types != shape.types) continue;
+    const double time = gemm_microseconds(shape, config);
+    if (time < best_time) {
+      best = config;
+      best_time = time;
+    }
+  }
+  return best;
+}
+
+}  // namespace onerec::cuda

@@ -1,0 +1,20 @@
+// y = x W_e^T for rows sorted by expert, on the tensor cores. Plain C++ without CUTLASS.
+#pragma once
+
+#include <string>
+
+#include "ops/grouped_linear.h"
+
+namespace onerec::cuda {
+
+// Runs grouped_configs()[config], which fits `params`. Rows of the experts' padding are written as well. Needs no
+// workspace; reads the offsets on the device.
+void grouped_gemm(Stream& stream, const GroupedLinearParams& params, int config, int multiprocessors);
+
+// For profiling: the configuration as text, such as "fp8_block_256x128", or "plain" for kPlainGrouped.
+std::string grouped_name(int config);
+
+// For profiling: grouped_linear() with kernel `config` (or kPlainGrouped) instead of the chosen one.
+void grouped_linear_with(Stream& stream, const GroupedLinearParams& params, int config, int multiprocessors);
+
+}  // namespace onerec::cuda

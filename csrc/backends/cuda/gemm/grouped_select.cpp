@@ -1,0 +1,92 @@
+#include "backends/cuda/gemm/grouped_select.h"
+
+#include <limits>
+
+namespace onerec::cuda {
+namespace {
+
+// Of two with as many tokens the first is preferred. Few tokens: 128 outputs, which gives the most blocks, since the
+// weights' way from memory is the limit. 128 tokens: 256 outputs, which takes a quarter less from the L2 cache per
+// product.
+constexpr GroupedConfig kConfigs[] = {
+    {.name = "bf16_128x16", .format = WeightFormat::kDense, .outputs = 128, .tokens = 16},
+    {.name = "bf16_128x32", .format = WeightFormat::kDense, .outputs = 128, .tokens = 32},
+    {.name = "bf16_128x64", .format = WeightFormat::kDense, .outputs = 128, .tokens = 64},
+    {.name = "bf16_256x64", .format = WeightFormat::kDense, .outputs = 256, .tokens = 64},
+    {.name = "bf16_256x128", .format = WeightFormat::kDense, .outputs = 256, .tokens = 128},
+    {.name = "bf16_128x128", .format = WeightFormat::kDense, .outputs = 128, .tokens = 128},
+    {.name = "fp8_channel_128x16", .format = WeightFormat::kFp8Channel, .outputs = 128, .tokens = 16},
+    {.name = "fp8_channel_128x32", .format = WeightFormat::kFp8Channel, .outputs = 128, .tokens = 32},
+    {.name = "fp8_channel_128x64", .format = WeightFormat::kFp8Channel, .outputs = 128, .tokens = 64},
+    {.name = "fp8_channel_256x64", .format = WeightFormat::kFp8Channel, .outputs = 256, .tokens = 64},
+    {.name = "fp8_channel_256x128", .format = WeightFormat::kFp8Channel, .outputs = 256, .tokens = 128},
+    {.name = "fp8_channel_128x128", .format = WeightFormat::kFp8Channel, .outputs = 128, .tokens = 128},
+    {.name = "fp8_block_128x16", .format = WeightFormat::kFp8Block, .outputs = 128, .tokens = 16},
+    {.name = "fp8_block_128x32", .format = WeightFormat::kFp8Block, .outputs = 128, .tokens = 32},
+    {.name = "fp8_block_128x64", .format = WeightFormat::kFp8Block, .outputs = 128, .tokens = 64},
+    {.name = "fp8_block_256x64", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 64},
+    {.name = "fp8_block_256x128", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 128},
+    {.name = "fp8_block_128x128", .format = WeightFormat::kFp8Block, .outputs = 128, .tokens = 128},
+};
+
+// Up to `rows_per_expert` rows on average, tiles of `tokens`. About twice the average, so that most experts' weights
+// are read once: rows that a tile lacks cost little while the weights are what takes the time.
+struct TokenStep {
+  std::int64_t rows_per_expert;
+  std::int64_t tokens;
+};
+constexpr TokenStep kTokenSteps[] = {{8, 16}, {20, 32}, {56, 64}};
+constexpr std::int64_t kMostTokens = 128;
+
+// The copy engine takes addresses and strides that are multiples of this.
+constexpr std::int64_t kAccessBytes = 16;
+constexpr std::int64_t kMostTiles = std::numeric_limits<std::int32_t>::max() / 2;
+
+bool aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % kAccessBytes == 0; }
+
+bool whole_accesses(std::int64_t elements, DType dtype) {
+  return elements * static_cast<std::int64_t>(size_of(dtype)) % kAccessBytes == 0;
+}
+
+bool rows_aligned(const ConstMatrix& matrix) {
+  return aligned(matrix.data) && whole_accesses(matrix.stride, matrix.dtype);
+}
+
+}  // namespace
+
+std::span<const GroupedConfig> grouped_configs() { return kConfigs; }
+
+std::int64_t choose_grouped_alignment(std::int64_t rows, std::int64_t experts, std::int64_t top_k) {
+  for (const TokenStep& step : kTokenSteps) {
+    if (rows * top_k <= step.rows_per_expert * experts) return step.tokens;
+  }
+  return kMostTokens;
+}
+
+bool grouped_config_fits(const GroupedConfig& config, const GroupedLinearParams& p) {
+  const LinearWeight& weight = *p.weight;
+  if (weight.format != config.format || weight.dtype == DType::kF32 || p.y.dtype != DType::kBF16) return false;
+  if (p.alignment % config.tokens != 0 || p.rows_capacity == 0 || weight.inputs == 0) return false;
+  if (!whole_accesses(weight.inputs, weight.dtype) || !whole_accesses(weight.outputs, p.y.dtype)) return false;
+  if (!rows_aligned(p.x.values) || !rows_aligned(p.y)) return false;
+  if (config.format == WeightFormat::kFp8Block &&
+      !(aligned(p.x.scales) && whole_accesses(p.x.scale_stride, DType::kF32))) {
+    return false;
+  }
+  const std::int64_t output_tiles = (weight.outputs + config.outputs - 1) / config.outputs;
+  return p.rows_capacity <= kMostTiles && output_tiles <= kMostTiles / (p.rows_capacity / config.tokens);
+}
+
+int choose_grouped_config(const GroupedLinearParams& params) {
+  const std::span<const GroupedConfig> configs = grouped_configs();
+  int best = kPlainGrouped;
+  int most_tokens = 0;
+  for (std::size_t i = 0; i < configs.size(); ++i) {
+    if (configs[i].tokens <= most_tokens || !grouped_config_fits(configs[i], params)) continue;
+    best = static_cast<int>(i);
+    most_tokens = configs[i].tokens;
+  }
+  return best;
+}
+
+}  // namespace onerec::cuda

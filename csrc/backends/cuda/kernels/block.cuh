@@ -1,0 +1,74 @@
+// Shared memory, and sums and maxima over the threads of a warp or of a block. Blocks have one dimension and whole
+// warps.
+#pragma once
+
+#include "backends/cuda/kernels/numeric.cuh"
+
+namespace onerec::cuda::kernels {
+
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// The block's dynamic shared memory, aligned to 128 bytes; the same address whatever T is.
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(128) unsigned char onerec_dynamic_shared[];
+  return reinterpret_cast<T*>(onerec_dynamic_shared);
+#else
+  return static_cast<T*>(simt_dynamic_shared());  // the host emulation
+#endif
+}
+
+// Over groups of kLanes consecutive lanes (a power of two); every lane of the warp takes part and gets its group's
+// result. The order of a sum depends on kLanes alone.
+template <int kLanes = kWarp>
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+
+// NaN if any value is.
+template <int kLanes = kWarp>
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) value = max_or_nan(value, __shfl_xor_sync(kAllLanes, value, step));
+  return value;
+}
+
+// combine(a, b) of all threads' values, for every thread; `neutral` changes nothing. combine is associative and
+// commutative up to rounding. Every thread of the block calls it; it may be called again at once.
+template <class T, class Combine>
+__device__ __forceinline__ T block_reduce(T value, T neutral, Combine combine) {
+  __shared__ T parts[kWarp];
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, step));
+  }
+  if (warps == 1) return value;
+  if (lane_index() == 0) parts[warp_index()] = value;
+  __syncthreads();
+  value = lane_index() < warps ? parts[lane_index()] : neutral;
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, step));
+  }
+  __syncthreads();  // before the next call writes `parts`
+  return value;
+}
+
+__device__ __forceinline__ float block_sum(float value) {
+  return block_reduce(value, 0.0f, [](float a, float b) { return a + b; });
+}
+
+// NaN if any value is. For values that are not negative.
+__device__ __forceinline__ float block_max_magnitude(float value) {
+  return block_reduce(value, 0.0f, [](float a, float b) { return max_or_nan(a, b); });
+}
+
+}  // namespace onerec::cuda::kernels

@@ -1,0 +1,140 @@
+// Conversions between FP32, BF16 and E4M3, the quantiser's formulas, and 16-byte vectors. The roundings are those of
+// core/bfloat16.h and core/float8.h; docs/numerics.md has the rules.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace onerec::cuda::kernels {
+
+using bf16 = __nv_bfloat16;
+
+// Columns that share a scale in 1x128 quantisation.
+inline constexpr int kScaleBlock = 128;
+
+template <class To, class From>
+__device__ __forceinline__ To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "the same bytes, seen as another type");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// --- FP32 and BF16 ---
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(bf16 value) { return __bfloat162float(value); }
+
+// Rounds to nearest even. A NaN stays a NaN, of any payload.
+template <class T>
+__device__ __forceinline__ T from_float(float value) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return __float2bfloat16_rn(value);
+  } else {
+    static_assert(std::is_same_v<T, float>, "FP32 or BF16");
+    return value;
+  }
+}
+
+// The larger one; NaN if either is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a > b || a != a ? a : b;
+#endif
+}
+
+// --- E4M3 ---
+
+// The scale of a group whose largest magnitude is `amax`. NaN and infinity stay.
+__device__ __forceinline__ float e4m3_scale(float amax) {
+  const float scale = amax / 448.0f;
+  return scale < 1e-12f ? 1e-12f : scale;
+}
+
+// Rounds to nearest even and saturates to +-448. The toolkit's conversion drops the sign of a NaN; it is put back.
+__device__ __forceinline__ std::uint8_t to_e4m3(float value) {
+  const auto code = static_cast<std::uint32_t>(__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3));
+  return static_cast<std::uint8_t>(code | ((bits_as<std::uint32_t>(value) >> 24) & 0x80u));
+}
+
+// Four codes, a in the lowest byte.
+__device__ __forceinline__ std::uint32_t to_e4m3x4(float a, float b, float c, float d) {
+  const auto low = static_cast<std::uint32_t>(__nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3));
+  const auto high = static_cast<std::uint32_t>(__nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3));
+  const std::uint32_t signs =
+      ((bits_as<std::uint32_t>(a) >> 24) & 0x80u) | ((bits_as<std::uint32_t>(b) >> 16) & 0x8000u) |
+      ((bits_as<std::uint32_t>(c) >> 8) & 0x800000u) | (bits_as<std::uint32_t>(d) & 0x80000000u);
+  return low | high << 16 | signs;
+}
+
+// Exact; both NaN codes give a NaN.
+__device__ __forceinline__ float from_e4m3(std::uint8_t code) {
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(code, __NV_E4M3)));
+}
+
+__device__ __forceinline__ void from_e4m3x4(std::uint32_t codes, float (&values)[4]) {
+  const float2 low = __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(codes & 0xffffu, __NV_E4M3)));
+  const float2 high = __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(codes >> 16, __NV_E4M3)));
+  values[0] = low.x;
+  values[1] = low.y;
+  values[2] = high.x;
+  values[3] = high.y;
+}
+
+// --- vectors of 16 bytes: 4 FP32, 8 BF16 or 16 codes, at an address that is a multiple of 16 ---
+
+template <class T>
+inline constexpr int kVector = static_cast<int>(16 / sizeof(T));
+
+template <class T>
+__device__ __forceinline__ uint4 load_vector(const T* from) {
+  return *reinterpret_cast<const uint4*>(from);
+}
+
+template <class T>
+__device__ __forceinline__ void store_vector(T* to, uint4 vector) {
+  *reinterpret_cast<uint4*>(to) = vector;
+}
+
+template <class T>
+__device__ __forceinline__ void unpack(uint4 vector, float (&values)[kVector<T>]) {
+  const std::uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+  if constexpr (std::is_same_v<T, bf16>) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      values[2 * i] = bits_as<float>(words[i] << 16);
+      values[2 * i + 1] = bits_as<float>(words[i] & 0xffff0000u);
+    }
+  } else {
+    static_assert(std::is_same_v<T, float>, "FP32 or BF16");
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[i] = bits_as<float>(words[i]);
+  }
+}
+
+// Rounds.
+template <class T>
+__device__ __forceinline__ uint4 pack(const float (&values)[kVector<T>]) {
+  std::uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      words[i] = bits_as<std::uint32_t>(__floats2bfloat162_rn(values[2 * i], values[2 * i + 1]));
+    } else {
+      static_assert(std::is_same_v<T, float>, "FP32 or BF16");
+      words[i] = bits_as<std::uint32_t>(values[i]);
+    }
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+}  // namespace onerec::cuda::kernels

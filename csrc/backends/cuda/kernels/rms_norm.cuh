@@ -1,0 +1,122 @@
+// RMSNorm of rows or of groups of a row, stored, quantised, or both.
+#pragma once
+
+#include "backends/cuda/kernels/grid_dependency.cuh"
+#include "backends/cuda/kernels/row_quantize.cuh"
+
+namespace onerec::cuda::kernels {
+
+enum class Element : std::uint8_t { kNone, kF32, kBF16 };
+
+// A part of `rows` is a group. Group g of row r lies at x + r * x_stride + g * width.
+struct RmsNormArguments {
+  RowParts rows = {};
+  std::int64_t width = 0;
+  const void* x = nullptr;
+  std::int64_t x_stride = 0;
+  const float* gamma = nullptr;
+  float eps = 0.0f;
+  Element y_type = Element::kNone;
+  void* y = nullptr;
+  std::int64_t y_stride = 0;
+  CodeRows quantized = {};  // parts = 1
+};
+
+template <int kN>
+__device__ __forceinline__ void store_rounded(Element type, void* base, std::int64_t offset,
+                                              const float (&values)[kN]) {
+  if (type == Element::kF32) {
+    float4* const to = reinterpret_cast<float4*>(static_cast<float*>(base) + offset);
+#pragma unroll
+    for (int i = 0; i < kN / 4; ++i) {
+      to[i] = make_float4(values[4 * i], values[4 * i + 1], values[4 * i + 2], values[4 * i + 3]);
+    }
+  } else {
+    bf16* const to = static_cast<bf16*>(base) + offset;
+    if constexpr (kN == 8) {
+      store_vector(to, pack<bf16>(values));
+    } else {
+      const auto low = bits_as<std::uint32_t>(__floats2bfloat162_rn(values[0], values[1]));
+      const auto high = bits_as<std::uint32_t>(__floats2bfloat162_rn(values[2], values[3]));
+      *reinterpret_cast<uint2*>(to) = make_uint2(low, high);
+    }
+  }
+}
+
+// Widths are multiples of a vector of T; x, y, gamma and their rows are aligned to vectors of T, codes to its elements.
+template <class T, class Team, int kVectors>
+__global__ void __launch_bounds__(Team::kMaxThreads) rms_norm_kernel(RmsNormArguments p) {
+  wait_for_previous_kernel();
+  allow_next_kernel();
+  constexpr int kN = kVector<T>;
+  const auto load = [&](const RowPart& at) {
+    return load_row_vectors<T, Team, kVectors>(static_cast<const T*>(p.x) + at.row * p.x_stride, at);
+  };
+  const auto process = [&](const RowPart& at, const RowVectors<kVectors>& held) {
+    float values[kVectors][kN];
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      unpack<T>(held.vector[i], values[i]);
+#pragma unroll
+      for (int j = 0; j < kN; ++j) sum += values[i][j] * values[i][j];
+    }
+    const float rstd = 1.0f / sqrtf(Team::sum(sum) / static_cast<float>(p.width) + p.eps);
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int vector = row_vector<Team>(at, i);
+      if (vector >= at.end) continue;
+      const float* const gamma = p.gamma + static_cast<std::int64_t>(vector - at.first) * kN;
+#pragma unroll
+      for (int j = 0; j < kN; j += 4) {
+        const float4 factor = *reinterpret_cast<const float4*>(gamma + j);
+        values[i][j] = values[i][j] * rstd * factor.x;
+        values[i][j + 1] = values[i][j + 1] * rstd * factor.y;
+        values[i][j + 2] = values[i][j + 2] * rstd * factor.z;
+        values[i][j + 3] = values[i][j + 3] * rstd * factor.w;
+      }
+    }
+    if (p.y_type != Element::kNone) {
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        const int vector = row_vector<Team>(at, i);
+        if (vector >= at.end) continue;
+        store_rounded(p.y_type, p.y, at.row * p.y_stride + static_cast<std::int64_t>(vector) * kN, values[i]);
+      }
+    }
+    if (p.quantized.kind != Codes::kNone) quantize_part<Team>(p.quantized, at, values);
+  };
+  for_row_parts<Team>(p.rows, load, process);
+}
+
+// Any width and alignment; p.rows gives the numbers of rows and of groups only. A block takes a group at a time.
+template <class T>
+__global__ void __launch_bounds__(256) rms_norm_plain_kernel(RmsNormArguments p) {
+  wait_for_previous_kernel();
+  allow_next_kernel();
+  const std::int64_t live = (p.rows.count == nullptr ? p.rows.rows : *p.rows.count) * p.rows.parts;
+  for (std::int64_t index = blockIdx.x; index < live; index += gridDim.x) {
+    const std::int64_t row = index / p.rows.parts;
+    const std::int64_t first = index % p.rows.parts * p.width;
+    const T* const x = static_cast<const T*>(p.x) + row * p.x_stride + first;
+    float sum = 0.0f;
+    for (std::int64_t c = threadIdx.x; c < p.width; c += blockDim.x) sum += to_float(x[c]) * to_float(x[c]);
+    const float rstd = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(p.width) + p.eps);
+    const auto norm = [&](std::int64_t c) { return to_float(x[c]) * rstd * p.gamma[c]; };
+    if (p.quantized.kind != Codes::kNone) {
+      quantize_row_plain(p.quantized, row, p.width, norm);
+      __syncthreads();  // y may be x
+    }
+    if (p.y_type == Element::kNone) continue;
+    for (std::int64_t c = threadIdx.x; c < p.width; c += blockDim.x) {
+      const std::int64_t offset = row * p.y_stride + first + c;
+      if (p.y_type == Element::kF32) {
+        static_cast<float*>(p.y)[offset] = norm(c);
+      } else {
+        static_cast<bf16*>(p.y)[offset] = from_float<bf16>(norm(c));
+      }
+    }
+  }
+}
+
+}  // namespace onerec::cuda::kernels

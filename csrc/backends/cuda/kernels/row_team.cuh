@@ -1,0 +1,111 @@
+// How row kernels share rows out: a team of threads holds a row, or a part of one, in its registers.
+#pragma once
+
+#include "backends/cuda/kernels/block.cuh"
+
+namespace onerec::cuda::kernels {
+
+// The vectors (see numeric.cuh) of a row, split into `parts` of `part_vectors` each; the last part may be shorter.
+// A team of `members` threads holds a part: member m its vectors m, m + members, m + 2 * members, ...
+struct RowParts {
+  std::int64_t rows = 0;                // capacity
+  const std::int32_t* count = nullptr;  // live rows; null: all
+  std::int32_t vectors = 0;
+  std::int32_t part_vectors = 0;
+  std::uint32_t parts = 1;
+};
+
+// Threads of a team that is a part of a warp; blocks hold several teams.
+template <int kLanes>
+struct LaneTeam {
+  static constexpr int kMaxThreads = 256;
+  static constexpr int kScaleLanes = kLanes;
+  __device__ static __forceinline__ int teams() { return static_cast<int>(blockDim.x) / kLanes; }
+  __device__ static __forceinline__ int index() { return static_cast<int>(threadIdx.x) / kLanes; }
+  __device__ static __forceinline__ int member() { return static_cast<int>(threadIdx.x) % kLanes; }
+  __device__ static __forceinline__ int members() { return kLanes; }
+  __device__ static __forceinline__ float sum(float value) { return warp_sum<kLanes>(value); }
+  __device__ static __forceinline__ float max_magnitude(float value) { return warp_max<kLanes>(value); }
+};
+
+// A whole block of at most kThreads.
+template <int kThreads>
+struct BlockTeam {
+  static constexpr int kMaxThreads = kThreads;
+  static constexpr int kScaleLanes = kWarp;
+  __device__ static __forceinline__ int teams() { return 1; }
+  __device__ static __forceinline__ int index() { return 0; }
+  __device__ static __forceinline__ int member() { return static_cast<int>(threadIdx.x); }
+  __device__ static __forceinline__ int members() { return static_cast<int>(blockDim.x); }
+  __device__ static __forceinline__ float sum(float value) { return block_sum(value); }
+  __device__ static __forceinline__ float max_magnitude(float value) { return block_max_magnitude(value); }
+};
+
+// The part of a row that a team is at.
+struct RowPart {
+  std::int64_t row = 0;
+  std::int32_t part = 0;
+  std::int32_t first = 0;  // vector of the row
+  std::int32_t end = 0;    // behind the last one; 0 for a team that has nothing to do
+};
+
+__device__ __forceinline__ RowPart row_part(const RowParts& rows, std::int64_t index, std::int64_t limit) {
+  if (index >= limit) return {};
+  RowPart at;
+  if (rows.parts == 1) {
+    at.row = index;
+  } else {
+    const auto flat = static_cast<std::uint32_t>(index);
+    at.row = flat / rows.parts;
+    at.part = static_cast<std::int32_t>(flat % rows.parts);
+  }
+  at.first = at.part * rows.part_vectors;
+  at.end = min(at.first + rows.part_vectors, rows.vectors);
+  return at;
+}
+
+// The i-th vector of this thread. None if it is not below at.end.
+template <class Team>
+__device__ __forceinline__ int row_vector(const RowPart& at, int i) {
+  return at.first + Team::member() + i * Team::members();
+}
+
+template <int kVectors>
+struct RowVectors {
+  uint4 vector[kVectors];
+};
+
+// The thread's vectors of the part of the row at `row`; 0 where there are none.
+template <class T, class Team, int kVectors>
+__device__ __forceinline__ RowVectors<kVectors> load_row_vectors(const T* row, const RowPart& at) {
+  RowVectors<kVectors> held;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int vector = row_vector<Team>(at, i);
+    held.vector[i] =
+        vector < at.end ? load_vector(row + static_cast<std::int64_t>(vector) * kVector<T>) : make_uint4(0, 0, 0, 0);
+  }
+  return held;
+}
+
+// Calls process(at, load(at)) for every part of every live row: `load` reads what a thread holds of it, `process` may
+// use the team's collectives, and must not write what `load` reads of another part. The parts that the next turn
+// needs, and the first ones, are loaded early: the latter even where the rows turn out not to be live.
+template <class Team, class Load, class Process>
+__device__ __forceinline__ void for_row_parts(const RowParts& rows, const Load& load, const Process& process) {
+  const std::int64_t turn = static_cast<std::int64_t>(gridDim.x) * Team::teams();
+  std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * Team::teams();
+  RowPart at = row_part(rows, base + Team::index(), rows.rows * rows.parts);
+  auto held = load(at);
+  const std::int64_t live = (rows.count == nullptr ? rows.rows : *rows.count) * static_cast<std::int64_t>(rows.parts);
+  if (base + Team::index() >= live) at.end = 0;
+  for (; base < live; base += turn) {  // the same for all threads of the block
+    const RowPart next = row_part(rows, base + turn + Team::index(), live);
+    const auto next_held = load(next);
+    process(at, held);
+    at = next;
+    held = next_held;
+  }
+}
+
+}  // namespace onerec::cuda::kernels

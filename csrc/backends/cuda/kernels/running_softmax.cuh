@@ -1,0 +1,90 @@
+// Softmax over the accumulators of a warpgroup's product of 64 rows, tile by tile. `Scores` and `Sums` are a thread's
+// part, in the order of attention_layout.cuh.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cute/tensor.hpp>
+
+#include "backends/cuda/kernels/attention_layout.cuh"
+
+namespace onerec::cuda::kernels {
+
+__device__ __forceinline__ float exp2_approximately(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float max_of_four_lanes(float value) {
+  value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
+  return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+
+__device__ __forceinline__ float sum_of_four_lanes(float value) {
+  value += __shfl_xor_sync(0xffffffffu, value, 1);
+  return value + __shfl_xor_sync(0xffffffffu, value, 2);
+}
+
+// The running softmax of a thread's two rows. The four lanes of a row agree on the maximum; each has its own part of
+// the sum.
+struct RunningSoftmax {
+  float largest[2] = {-INFINITY, -INFINITY};  // times scale_log2
+  float sum[2] = {0.0f, 0.0f};
+
+  // Turns scores into numerators. `shrink`: what sums over the tiles before are to be multiplied by.
+  template <class Scores>
+  __device__ __forceinline__ void advance(Scores& scores, float scale_log2, float (&shrink)[2]) {
+    constexpr int kElements = decltype(cute::size(scores))::value;
+    float highest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) highest[row_half(e)] = fmaxf(highest[row_half(e)], scores(e));
+    float base[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float before = largest[half];
+      largest[half] = fmaxf(before, max_of_four_lanes(highest[half]) * scale_log2);
+      base[half] = largest[half] == -INFINITY ? 0.0f : largest[half];  // -inf - -inf is not 0
+      shrink[half] = exp2_approximately(before - base[half]);
+      sum[half] *= shrink[half];
+    }
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      scores(e) = exp2_approximately(fmaf(scores(e), scale_log2, -base[row_half(e)]));
+      sum[row_half(e)] += scores(e);
+    }
+  }
+};
+
+template <class Scores>
+__device__ __forceinline__ void mask_columns(Scores& scores, int columns, int thread) {
+  constexpr int kElements = decltype(cute::size(scores))::value;
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) {
+    if (accumulator_column(thread, e) >= columns) scores(e) = -INFINITY;
+  }
+}
+
+__device__ __forceinline__ std::uint32_t pack_pair(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const std::uint32_t*>(&pair);
+}
+
+// The accumulators of a product of 64 rows are, pair by pair, the registers of a left-hand side.
+template <class Scores, class Numerators>
+__device__ __forceinline__ void round_numerators(const Scores& scores, Numerators& numerators) {
+  auto pairs = cute::recast<std::uint32_t>(numerators);
+  constexpr int kPairs = decltype(cute::size(pairs))::value;
+  static_assert(kPairs * 2 == decltype(cute::size(scores))::value, "as many columns as scores");
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) pairs(i) = pack_pair(scores(2 * i), scores(2 * i + 1));
+}
+
+template <class Sums>
+__device__ __forceinline__ void scale_rows(Sums& sums, const float (&factor)[2]) {
+  constexpr int kElements = decltype(cute::size(sums))::value;
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) sums(e) *= factor[row_half(e)];
+}
+
+}  // namespace onerec::cuda::kernels

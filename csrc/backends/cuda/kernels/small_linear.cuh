@@ -1,0 +1,382 @@
+// y = x W^T on the ordinary cores, for every weight format, shape and alignment. Made to stream weights at the
+// memory's bandwidth when there are few rows; correct for any number of them.
+//
+// A warp owns kOutputs neighbouring outputs. Its lanes stride over K in vectors of 16 bytes, which belong to all rows
+// of a chunk of kRows rows. Where the outputs alone give too few warps, `split` warps of a block share the K of the
+// same outputs. Sums are taken in an order that depends on K and `split` alone, so that a row has the same bits in
+// every batch.
+//
+// Grouped rows: set `offsets` (rows [offsets[e], offsets[e + 1]) of x and y belong to expert e; offsets[experts] is the
+// number of live rows); values and scales of the experts lie one behind the other. A chunk never spans two experts.
+// Grid: x = small_linear_blocks(), y = small_linear_chunks() or fewer (the kernel loops), block = kSmallLinearThreads.
+#pragma once
+
+#include "backends/cuda/kernels/block.cuh"
+#include "backends/cuda/kernels/grid_dependency.cuh"
+#include "backends/cuda/kernels/numeric.cuh"
+
+namespace onerec::cuda::kernels {
+
+enum class WeightKind { kFloat, kBf16, kFp8Channel, kFp8Block };
+
+struct SmallLinearParams {
+  const void* x = nullptr;  // [rows, inputs] of the weight's value type
+  std::int64_t x_stride = 0;
+  const float* x_scales = nullptr;  // of row r (and block b): x_scales[b * x_scale_stride + r]
+  std::int64_t x_scale_stride = 0;
+  const void* weights = nullptr;         // [experts, outputs, inputs]
+  const float* weight_scales = nullptr;  // [experts, outputs] or [experts, blocks of outputs, blocks of inputs]
+  const float* bias = nullptr;           // [outputs] or null
+  const void* residual = nullptr;        // [rows, outputs] of y's type, or null; may be y
+  std::int64_t residual_stride = 0;
+  void* y = nullptr;  // [rows, outputs]
+  std::int64_t y_stride = 0;
+  std::int64_t rows = 0;  // capacity
+  std::int64_t outputs = 0;
+  std::int64_t inputs = 0;
+  const std::int32_t* count = nullptr;    // live rows; null: all. Not with offsets
+  const std::int32_t* offsets = nullptr;  // [experts + 1] or null
+  int experts = 1;
+  float negative_slope =
+      1.0f;         // what negative values are multiplied with before the residual is added; 1: no activation
+  int split = 1;    // warps that share the K of the same outputs: 1, 2, 4 or 8
+  int vectors = 0;  // 1: rows of x and W start at multiples of 16 bytes and are whole vectors
+};
+
+inline constexpr int kSmallLinearThreads = 256;
+inline constexpr int kSmallLinearWarps = kSmallLinearThreads / kWarp;
+inline constexpr int kSmallLinearOutputs = 2;  // of a warp
+
+__host__ __device__ inline std::int64_t small_linear_blocks(std::int64_t outputs, int split) {
+  const std::int64_t per_block = kSmallLinearWarps / split * kSmallLinearOutputs;
+  return (outputs + per_block - 1) / per_block;
+}
+
+// At most so many chunks of up to `chunk_rows` rows of one expert.
+__host__ __device__ inline std::int64_t small_linear_chunks(std::int64_t rows, int experts, int chunk_rows) {
+  const std::int64_t chunks = (rows + static_cast<std::int64_t>(experts) * (chunk_rows - 1)) / chunk_rows;
+  return chunks < rows ? chunks : rows;
+}
+
+template <WeightKind kKind>
+struct WeightTraits {
+  using Value = std::conditional_t<kKind == WeightKind::kFloat, float,
+                                   std::conditional_t<kKind == WeightKind::kBf16, bf16, std::uint8_t>>;
+  static constexpr bool kCodes = kKind == WeightKind::kFp8Channel || kKind == WeightKind::kFp8Block;
+  static constexpr int kVector = static_cast<int>(16 / sizeof(Value));
+  static constexpr int kGroup = kCodes ? 8 : kVector;  // values that are converted at a time
+  static constexpr int kGroupWords = kGroup * static_cast<int>(sizeof(Value)) / 4;
+};
+
+// Weights are read once: they need not stay in L1.
+__device__ __forceinline__ uint4 load_streamed(const void* from) {
+#if defined(__CUDA_ARCH__)
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(from));
+  return v;
+#else
+  return *static_cast<const uint4*>(from);
+#endif
+}
+
+__device__ __forceinline__ void prefetch_to_l2(const void* from) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#else
+  (void)from;
+#endif
+}
+
+template <WeightKind kKind>
+__device__ __forceinline__ float value_of(typename WeightTraits<kKind>::Value value) {
+  if constexpr (WeightTraits<kKind>::kCodes) {
+    return from_e4m3(value);
+  } else {
+    return to_float(value);
+  }
+}
+
+// One group's values from its words.
+template <WeightKind kKind>
+__device__ __forceinline__ void unpack_group(const std::uint32_t* words, float (&values)[WeightTraits<kKind>::kGroup]) {
+  if constexpr (WeightTraits<kKind>::kCodes) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float four[4];
+      from_e4m3x4(words[i], four);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) values[4 * i + j] = four[j];
+    }
+  } else {
+    unpack<typename WeightTraits<kKind>::Value>(make_uint4(words[0], words[1], words[2], words[3]), values);
+  }
+}
+
+template <WeightKind kKind>
+__device__ __forceinline__ void load_group(const typename WeightTraits<kKind>::Value* from,
+                                           float (&values)[WeightTraits<kKind>::kGroup]) {
+  if constexpr (WeightTraits<kKind>::kCodes) {
+    const uint2 codes = *reinterpret_cast<const uint2*>(from);
+    const std::uint32_t words[2] = {codes.x, codes.y};
+    unpack_group<kKind>(words, values);
+  } else {
+    const uint4 vector = load_vector(from);
+    const std::uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+    unpack_group<kKind>(words, values);
+  }
+}
+
+// Rows [begin, begin + count) of one expert.
+struct RowChunk {
+  std::int64_t begin = 0;
+  int count = 0;  // 0: there is no such chunk
+  int expert = 0;
+};
+
+// The index-th chunk of up to kRows live rows. Every lane of the warp calls it and gets the same answer.
+template <int kRows>
+__device__ __forceinline__ RowChunk find_chunk(const SmallLinearParams& p, std::int64_t index) {
+  RowChunk chunk;
+  if (p.offsets == nullptr) {
+    const std::int64_t live = p.count == nullptr ? p.rows : *p.count;
+    chunk.begin = index * kRows;
+    const std::int64_t left = live - chunk.begin;
+    chunk.count = static_cast<int>(left < 0 ? 0 : left < kRows ? left : kRows);
+    return chunk;
+  }
+  const int lane = lane_index();
+  std::int64_t before = 0;  // chunks of the experts behind us
+  for (int base = 0; base < p.experts; base += kWarp) {
+    const int expert = base + lane;
+    const int begin = expert < p.experts ? p.offsets[expert] : 0;
+    const int rows = expert < p.experts ? p.offsets[expert + 1] - begin : 0;
+    const int chunks = (rows + kRows - 1) / kRows;
+    int sum = chunks;  // of this lane and those below
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+      const int below = __shfl_up_sync(kAllLanes, sum, step);
+      if (lane >= step) sum += below;
+    }
+    const std::int64_t first = before + sum - chunks;
+    const bool mine = index >= first && index < first + chunks;
+    const unsigned owner = __ballot_sync(kAllLanes, mine);
+    if (owner != 0) {
+      const int at = mine ? static_cast<int>(index - first) * kRows : 0;
+      const int source = __ffs(static_cast<int>(owner)) - 1;
+      const int left = rows - at;
+      chunk.begin = __shfl_sync(kAllLanes, begin + at, source);
+      chunk.count = __shfl_sync(kAllLanes, left < kRows ? left : kRows, source);
+      chunk.expert = base + source;
+      return chunk;
+    }
+    before += __shfl_sync(kAllLanes, sum, kWarp - 1);
+  }
+  return chunk;
+}
+
+// Sums over the warp of kCount values (a power of two up to 32): lane l gets that of values[l / (32 / kCount)]. Every
+// value is summed in the order of warp_sum().
+template <int kCount, int kStep = kWarp / 2>
+__device__ __forceinline__ float scattered_warp_sum(float (&values)[kCount]) {
+  if constexpr (kCount == 1) {
+    float sum = values[0];
+#pragma unroll
+    for (int step = kStep; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    return sum;
+  } else {
+    // Half of the lanes keep the lower half of the values, the others the upper one.
+    const bool upper = (lane_index() & kStep) != 0;
+    float half[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) {
+      const float kept = upper ? values[kCount / 2 + i] : values[i];
+      const float given = upper ? values[i] : values[kCount / 2 + i];
+      half[i] = kept + __shfl_xor_sync(kAllLanes, given, kStep);
+    }
+    return scattered_warp_sum<kCount / 2, kStep / 2>(half);
+  }
+}
+
+// This lane's part of the sums of a chunk's rows times kSmallLinearOutputs outputs.
+template <WeightKind kKind, int kRows>
+struct SmallLinearSums {
+  using Traits = WeightTraits<kKind>;
+  using Value = typename Traits::Value;
+  static constexpr int kOutputs = kSmallLinearOutputs;
+  static constexpr int kUnroll = 2;  // vectors of an output that are under way at once
+  static constexpr bool kBlockScales = kKind == WeightKind::kFp8Block;
+
+  const SmallLinearParams& p;
+  const RowChunk& chunk;
+  const Value* x;                  // of the chunk's first row
+  const Value* weights[kOutputs];  // rows of W
+  const float* block_scales;       // of the outputs' row of blocks
+  float sums[kRows * kOutputs];    // [row][output]
+
+  __device__ __forceinline__ SmallLinearSums(const SmallLinearParams& params, const RowChunk& rows, std::int64_t output)
+      : p(params), chunk(rows), x(static_cast<const Value*>(p.x) + chunk.begin * p.x_stride), block_scales(nullptr) {
+    const Value* expert = static_cast<const Value*>(p.weights) + chunk.expert * p.outputs * p.inputs;
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) {
+      // Past the last output: that one again, for nobody.
+      const std::int64_t n = output + o < p.outputs ? output + o : p.outputs - 1;
+      weights[o] = expert + n * p.inputs;
+    }
+    if constexpr (kBlockScales) {
+      static_assert(kScaleBlock % kOutputs == 0, "a warp's outputs share their scales");
+      const std::int64_t output_blocks = (p.outputs + kScaleBlock - 1) / kScaleBlock;
+      const std::int64_t input_blocks = (p.inputs + kScaleBlock - 1) / kScaleBlock;
+      block_scales = p.weight_scales + (chunk.expert * output_blocks + output / kScaleBlock) * input_blocks;
+    }
+#pragma unroll
+    for (int i = 0; i < kRows * kOutputs; ++i) sums[i] = 0.0f;
+  }
+
+  __device__ __forceinline__ float scale(int row, std::int64_t column) const {
+    const std::int64_t block = column / kScaleBlock;
+    return p.x_scales[block * p.x_scale_stride + chunk.begin + row] * block_scales[block];
+  }
+
+  // The vectors of W at `column`.
+  __device__ __forceinline__ void add_vector(const uint4 (&vectors)[kOutputs], std::int64_t column) {
+#pragma unroll
+    for (int g = 0; g < Traits::kVector / Traits::kGroup; ++g) {
+      float w[kOutputs][Traits::kGroup];
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) {
+        const std::uint32_t words[4] = {vectors[o].x, vectors[o].y, vectors[o].z, vectors[o].w};
+        unpack_group<kKind>(words + g * Traits::kGroupWords, w[o]);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (r >= chunk.count) continue;
+        float v[Traits::kGroup];
+        load_group<kKind>(x + r * p.x_stride + column + g * Traits::kGroup, v);
+#pragma unroll
+        for (int o = 0; o < kOutputs; ++o) {
+          float& sum = sums[r * kOutputs + o];
+          float part = kBlockScales ? 0.0f : sum;
+#pragma unroll
+          for (int i = 0; i < Traits::kGroup; ++i) part = fmaf(v[i], w[o][i], part);
+          sum = kBlockScales ? fmaf(scale(r, column), part, sum) : part;
+        }
+      }
+    }
+  }
+
+  // `part` of `parts` equal parts of K.
+  __device__ __forceinline__ void add_vectors(int part, int parts) {
+    const std::int64_t count = p.inputs / Traits::kVector;
+    const int step = parts * kWarp;
+    for (std::int64_t i = part * kWarp + lane_index(); i < count; i += kUnroll * step) {
+      uint4 vectors[kUnroll][kOutputs];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        const std::int64_t column = (i + u * step) * Traits::kVector;
+        if (i + u * step >= count) continue;
+#pragma unroll
+        for (int o = 0; o < kOutputs; ++o) vectors[u][o] = load_streamed(weights[o] + column);
+      }
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (i + u * step < count) add_vector(vectors[u], (i + u * step) * Traits::kVector);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void add_values(int part, int parts) {
+    for (std::int64_t k = part * kWarp + lane_index(); k < p.inputs; k += parts * kWarp) {
+      float w[kOutputs];
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) w[o] = value_of<kKind>(weights[o][k]);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (r >= chunk.count) continue;
+        const float v = value_of<kKind>(x[r * p.x_stride + k]);
+#pragma unroll
+        for (int o = 0; o < kOutputs; ++o) {
+          float& sum = sums[r * kOutputs + o];
+          sum = kBlockScales ? fmaf(scale(r, k), v * w[o], sum) : fmaf(v, w[o], sum);
+        }
+      }
+    }
+  }
+};
+
+// y = round(activation(x_scale * (weight_scale * sum) + bias) + residual) of one element.
+template <WeightKind kKind, class Y>
+__device__ __forceinline__ void store_output(const SmallLinearParams& p, float sum, std::int64_t row, std::int64_t n,
+                                             int expert) {
+  if constexpr (kKind == WeightKind::kFp8Channel) {
+    sum = __fmul_rn(p.x_scales[row], __fmul_rn(p.weight_scales[expert * p.outputs + n], sum));
+  }
+  if (p.bias != nullptr) sum = __fadd_rn(sum, p.bias[n]);
+  if (!(sum > 0.0f)) sum = __fmul_rn(p.negative_slope, sum);
+  if (p.residual != nullptr) {
+    sum = __fadd_rn(to_float(static_cast<const Y*>(p.residual)[row * p.residual_stride + n]), sum);
+  }
+  static_cast<Y*>(p.y)[row * p.y_stride + n] = from_float<Y>(sum);
+}
+
+// Asks for the first weights of a warp, for L2. No kernel writes weights, so that this may come before the wait for the
+// previous kernel: memory is busy while that one ends.
+template <WeightKind kKind>
+__device__ __forceinline__ void prefetch_weights(const SmallLinearParams& p, std::int64_t output, int part) {
+  using Traits = WeightTraits<kKind>;
+  constexpr int kVectors = 4;
+  constexpr int kLineLanes = 8;  // of 16 bytes: a line of L2
+  if (p.vectors == 0 || p.offsets != nullptr || lane_index() % kLineLanes != 0) return;
+  const auto* weights = static_cast<const typename Traits::Value*>(p.weights);
+#pragma unroll
+  for (int o = 0; o < kSmallLinearOutputs; ++o) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const std::int64_t column = ((i * p.split + part) * kWarp + lane_index()) * Traits::kVector;
+      if (output + o < p.outputs && column < p.inputs) prefetch_to_l2(weights + (output + o) * p.inputs + column);
+    }
+  }
+}
+
+template <WeightKind kKind, class Y, int kRows>
+__global__ void __launch_bounds__(kSmallLinearThreads) small_linear_kernel(SmallLinearParams p) {
+  constexpr int kOutputs = kSmallLinearOutputs;
+  constexpr int kSums = kRows * kOutputs;
+  __shared__ float parts[kSmallLinearWarps][kSums];
+  const int warp = warp_index();
+  const int lane = lane_index();
+  const int teams = kSmallLinearWarps / p.split;  // warps that share outputs are a team
+  const std::int64_t block_output = static_cast<std::int64_t>(blockIdx.x) * teams * kOutputs;
+  const std::int64_t output = block_output + warp / p.split * kOutputs;
+  prefetch_weights<kKind>(p, output, warp % p.split);
+  wait_for_previous_kernel();
+  allow_next_kernel();
+  const std::int64_t chunks = small_linear_chunks(p.rows, p.offsets == nullptr ? 1 : p.experts, kRows);
+  for (std::int64_t index = blockIdx.y; index < chunks; index += gridDim.y) {
+    const RowChunk chunk = find_chunk<kRows>(p, index);
+    if (chunk.count == 0) return;  // all threads: chunks behind have no rows either
+    if (output < p.outputs) {
+      SmallLinearSums<kKind, kRows> team(p, chunk, output);
+      p.vectors != 0 ? team.add_vectors(warp % p.split, p.split) : team.add_values(warp % p.split, p.split);
+      const float sum = scattered_warp_sum(team.sums);
+      if (lane % (kWarp / kSums) == 0) parts[warp][lane / (kWarp / kSums)] = sum;
+    }
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < teams * kSums; i += kSmallLinearThreads) {
+      // Threads count along the outputs of a row.
+      const int row = i / (teams * kOutputs);
+      const int column = i % (teams * kOutputs);
+      const std::int64_t n = block_output + column;
+      if (row >= chunk.count || n >= p.outputs) continue;
+      float sum = 0.0f;
+      for (int s = 0; s < p.split; ++s) {
+        sum += parts[column / kOutputs * p.split + s][row * kOutputs + column % kOutputs];
+      }
+      store_output<kKind, Y>(p, sum, chunk.begin + row, n, chunk.expert);
+    }
+    __syncthreads();  // before the next chunk's sums
+  }
+}
+
+}  // namespace onerec::cuda::kernels

@@ -1,0 +1,25 @@
+// The tensor cores take what has whole vectors everywhere and enough rows; the plain kernel takes everything else.
+#include "ops/linear.h"
+
+#include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/gemm/dense_gemm.h"
+#include "backends/cuda/gemm/gemm_select.h"
+#include "backends/cuda/plain_linear.h"
+
+namespace onerec::cuda {
+
+void linear_with(Stream& stream, const LinearParams& params, int config, int multiprocessors) {
+  if (config == kPlainGemm) return plain_linear(stream, "linear", params, nullptr, multiprocessors);
+  dense_gemm(stream, params, config, multiprocessors);
+}
+
+std::size_t CudaBackend::linear_workspace(const LinearParams&) const { return 0; }
+
+void CudaBackend::linear(Stream& stream, const LinearParams& params, Workspace) {
+  if (params.rows.capacity == 0) return;
+  const bool tensor_cores = limits_.tensor_cores && dense_gemm_takes(params);
+  const int config = tensor_cores ? choose_gemm(params, limits_.multiprocessors) : kPlainGemm;
+  linear_with(stream, params, config, limits_.multiprocessors);
+}
+
+}  // namespace onerec::cuda

@@ -1,0 +1,50 @@
+#include "ops/quantize.h"
+
+#include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/kernels/quantize.cuh"
+#include "backends/cuda/launch.h"
+#include "backends/cuda/row_launch.h"
+
+namespace onerec::cuda {
+namespace {
+
+constexpr const char* kName = "quantize";
+constexpr int kPerThread = 2;  // vectors
+
+RowPlan plan_of(const QuantizeParams& p) {
+  const std::int64_t elements = vector_elements(p.x.dtype);
+  const bool fits =
+      p.x.cols % elements == 0 && rows_aligned(p.x, elements) && rows_aligned(p.quantized.values, elements);
+  if (!fits) return {};
+  const std::int64_t vectors = p.x.cols / elements;
+  if (p.quantized.scale_kind == ScaleKind::kPerRow) return plan_whole_rows(vectors, kPerThread);
+  const RowPlan plan = plan_split_rows(vectors, kPerThread);
+  return countable(p.rows.capacity, plan.parts) ? plan : RowPlan{};
+}
+
+template <class T>
+void launch_quantize(Stream& stream, const QuantizeParams& p, int multiprocessors) {
+  const RowPlan plan = plan_of(p);
+  const kernels::QuantizeArguments arguments{.rows = row_parts(plan, p.rows, p.x.cols / kernels::kVector<T>),
+                                             .cols = p.x.cols,
+                                             .x = p.x.data,
+                                             .x_stride = p.x.stride,
+                                             .quantized = code_rows(p.quantized)};
+  const LaunchShape shape = row_shape(plan, p.rows, multiprocessors);
+  if (plan.threads == 0) return launch(stream, kName, kernels::quantize_plain_kernel<T>, shape, arguments);
+  with_team<kernels::BlockTeam<1024>, kPerThread>(plan, [&](auto team, auto vectors) {
+    launch(stream, kName, kernels::quantize_kernel<T, decltype(team), vectors.value>, shape, arguments);
+  });
+}
+
+}  // namespace
+
+void CudaBackend::quantize(Stream& stream, const QuantizeParams& params) {
+  if (params.x.dtype == DType::kF32) {
+    launch_quantize<float>(stream, params, limits_.multiprocessors);
+  } else {
+    launch_quantize<kernels::bf16>(stream, params, limits_.multiprocessors);
+  }
+}
+
+}  // namespace onerec::cuda

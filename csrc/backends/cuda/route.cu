@@ -1,0 +1,96 @@
+#include <algorithm>
+
+#include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/kernels/route.cuh"
+#include "backends/cuda/launch.h"
+#include "core/error.h"
+#include "ops/moe.h"
+
+namespace onerec::cuda {
+namespace {
+
+constexpr const char* kOp = "route";
+// Up to here one block takes no longer than a second kernel would cost.
+constexpr std::int64_t kSmallRows = 64;
+constexpr std::int64_t kSmallExperts = 256;
+// Every block of the second kernel reads the counts of all chunks.
+constexpr std::int64_t kMaxChunks = 256;
+// A chunk's rows are a multiple of the warps that route it.
+constexpr std::int64_t kChunkStep = kernels::kRouteThreads / kernels::kWarp;
+
+bool is_small(const RouteParams& p) { return p.rows.capacity <= kSmallRows && p.experts <= kSmallExperts; }
+
+std::int64_t chunk_rows_of(const RouteParams& p) {
+  constexpr std::int64_t kRowsPerStep = kChunkStep * kMaxChunks;
+  return std::max<std::int64_t>((p.rows.capacity + kRowsPerStep - 1) / kRowsPerStep, 1) * kChunkStep;
+}
+
+std::int64_t chunks_of(const RouteParams& p) {
+  const std::int64_t rows = chunk_rows_of(p);
+  return std::max<std::int64_t>((p.rows.capacity + rows - 1) / rows, 1);
+}
+
+kernels::RouterParams router_params(const RouteParams& p, void* counts) {
+  return {.logits = static_cast<const float*>(p.logits.data),
+          .logits_stride = p.logits.stride,
+          .bias = p.bias,
+          .experts = static_cast<int>(p.experts),
+          .top_k = static_cast<int>(p.top_k),
+          .softmax = p.score == RouterScore::kSoftmax,
+          .normalize = p.normalize == RouterNormalize::kSum,
+          .scaling_factor = p.scaling_factor,
+          .alignment = static_cast<int>(p.alignment),
+          .selected = p.selected,
+          .weights = p.weights,
+          .offsets = p.offsets,
+          .slots = p.slots,
+          .sources = p.sources,
+          .counts = static_cast<std::int32_t*>(counts),
+          .chunk_rows = static_cast<int>(chunk_rows_of(p)),
+          .rows = p.rows.capacity,
+          .count = p.rows.count};
+}
+
+template <int kSlots>
+void route_chunks(Stream& stream, const kernels::RouterParams& params, unsigned chunks) {
+  launch(stream, kOp, kernels::route_chunks_kernel<kSlots>,
+         {dim3(chunks), dim3(kernels::kRouteThreads), static_cast<std::size_t>(params.experts) * sizeof(int)}, params);
+}
+
+template <int kSlots>
+void route_small(Stream& stream, const kernels::RouterParams& params, std::size_t shared_bytes) {
+  launch(stream, kOp, kernels::route_small_kernel<kSlots>, {dim3(1), dim3(kernels::kRouteSmallThreads), shared_bytes},
+         params);
+}
+
+}  // namespace
+
+std::size_t CudaBackend::route_workspace(const RouteParams& params) const {
+  require(params.experts <= kernels::kRouteMaxExperts, "[route] got ", params.experts, " experts, want at most ",
+          kernels::kRouteMaxExperts, " on this device. Use device 'cpu'.");
+  require(params.top_k <= kernels::kRouteMaxTopK, "[route] got top_k = ", params.top_k, ", want at most ",
+          kernels::kRouteMaxTopK, " on this device. Use device 'cpu'.");
+  if (is_small(params)) return 0;
+  return static_cast<std::size_t>(chunks_of(params) * params.experts) * sizeof(std::int32_t);
+}
+
+void CudaBackend::route(Stream& stream, const RouteParams& params, Workspace workspace) {
+  const kernels::RouterParams router = router_params(params, workspace.data);
+  const std::size_t shared_bytes = static_cast<std::size_t>(kernels::place_shared_ints(router.experts)) * sizeof(int);
+  const bool two_slots = router.experts <= 2 * kernels::kWarp;
+  if (is_small(params)) {
+    two_slots ? route_small<2>(stream, router, shared_bytes) : route_small<8>(stream, router, shared_bytes);
+    return;
+  }
+  const auto chunks = static_cast<unsigned>(chunks_of(params));
+  if (two_slots) {
+    route_chunks<2>(stream, router, chunks);
+  } else if (router.experts <= 8 * kernels::kWarp) {
+    route_chunks<8>(stream, router, chunks);
+  } else {
+    route_chunks<kernels::kRouteMaxExperts / kernels::kWarp>(stream, router, chunks);
+  }
+  launch(stream, kOp, kernels::place_chunks_kernel, {dim3(chunks), dim3(kernels::kPlaceThreads), shared_bytes}, router);
+}
+
+}  // namespace onerec::cuda

@@ -1,0 +1,92 @@
+// Which matrix product kernel the CUDA backend uses for a shape.
+#include "backends/cuda/gemm/gemm_select.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+
+#include "backends/cuda/gemm/measured_gemms.h"
+
+namespace onerec::cuda {
+namespace {
+
+constexpr GemmTypes kAllTypes[] = {GemmTypes::kFp8ToBf16, GemmTypes::kBf16ToBf16, GemmTypes::kBf16ToF32};
+constexpr std::int64_t kRows[] = {1, 2, 3, 4, 8, 17, 64, 65, 128, 500, 512, 1024, 4096, 16384, 100000};
+
+TEST(GemmSelect, ConfigurationsAreWhatTheKernelsCanBe) {
+  for (const GemmConfig& config : kGemmConfigs) {
+    EXPECT_TRUE(config.tile_rows == 64 || config.tile_rows == 128);
+    EXPECT_EQ(config.tile_outputs % 16, 0);
+    EXPECT_LE(config.tile_outputs, 256);
+    EXPECT_EQ(config.tile_bytes % 128, 0) << "rows of a tile are swizzled in 128 bytes";
+    EXPECT_TRUE(config.cluster == 1 || config.cluster == 2);
+    if (config.schedule == GemmSchedule::kCooperative) {
+      EXPECT_EQ(config.tile_rows, 128) << "64 rows for each group of warps";
+    } else {
+      EXPECT_LE(config.tile_rows * config.tile_outputs, 128 * 128) << "the sums of a tile are one group's registers";
+    }
+  }
+}
+
+TEST(GemmSelect, EveryShapeGetsTheCheapestKernelOfItsTypes) {
+  for (const GemmTypes types : kAllTypes) {
+    for (const std::int64_t outputs : {16, 64, 1792, 8192, 14336}) {
+      for (const std::int64_t inputs : {16, 256, 1792, 7168}) {
+        for (const std::int64_t rows : kRows) {
+          const GemmShape shape{.types = types, .rows = rows, .outputs = outputs, .inputs = inputs};
+          const int chosen = select_gemm(shape);
+          const double time = gemm_microseconds(shape, chosen);
+          EXPECT_GT(time, 0.0);
+          EXPECT_LE(time, gemm_microseconds(shape, kPlainGemm));
+          ASSERT_GE(chosen, kPlainGemm);
+          ASSERT_LT(chosen, kGemmConfigCount);
+          for (int config = 0; config < kGemmConfigCount; ++config) {
+            if (kGemmConfigs[config].types != types) continue;
+            EXPECT_LE(time, gemm_microseconds(shape, config));
+          }
+          if (chosen != kPlainGemm) {
+            EXPECT_EQ(kGemmConfigs[chosen].types, types);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(GemmSelect, OneRowStreamsTheWeightsAndManyRowsUseTheTensorCores) {
+  for (const GemmTypes types : kAllTypes) {
+    for (const std::int64_t outputs : {1792, 5376, 14336}) {
+      GemmShape shape{.types = types, .rows = 1, .outputs = outputs, .inputs = 1792};
+      EXPECT_EQ(select_gemm(shape), kPlainGemm);
+      shape.rows = 64;
+      EXPECT_NE(select_gemm(shape), kPlainGemm);
+      shape.rows = 16384;
+      ASSERT_NE(select_gemm(shape), kPlainGemm);
+      EXPECT_EQ(kGemmConfigs[select_gemm(shape)].tile_rows, 128);
+    }
+  }
+}
+
+TEST(GemmSelect, FewTilesAreMadeSmaller) {
+  // 512 x 1792 in tiles of 128 x 256 would be 28 thread blocks for 132 multiprocessors.
+  const GemmShape shape{.types = GemmTypes::kFp8ToBf16, .rows = 512, .outputs = 1792, .inputs = 1792};
+  const GemmConfig& config = kGemmConfigs[select_gemm(shape)];
+  EXPECT_LE(config.tile_rows * config.tile_outputs, 128 * 128);
+}
+
+TEST(GemmSelect, MeasuredWinnersNameKernelsOfTheirTypes) {
+  for (const MeasuredGemm& measured : kMeasuredGemms) {
+    EXPECT_LE(measured.min_rows, measured.max_rows);
+    ASSERT_GE(measured.config, kPlainGemm);
+    ASSERT_LT(measured.config, kGemmConfigCount);
+    if (measured.config != kPlainGemm) {
+      EXPECT_EQ(kGemmConfigs[measured.config].types, measured.types);
+    }
+    const GemmShape shape{
+        .types = measured.types, .rows = measured.min_rows, .outputs = measured.outputs, .inputs = measured.inputs};
+    EXPECT_EQ(select_gemm(shape), measured.config) << "an earlier row of the table hides this one";
+  }
+}
+
+}  // namespace
+}  // namespace onerec::cuda

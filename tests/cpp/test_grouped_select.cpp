@@ -1,0 +1,193 @@
+// Which kernel of the CUDA backend a grouped product gets, and the order of its tiles. Runs without a GPU.
+#include "backends/cuda/gemm/grouped_select.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backends/cuda/gemm/grouped_tiles.h"
+#include "core/error.h"
+
+namespace onerec::cuda {
+namespace {
+
+constexpr std::int64_t kExperts = 53;
+
+// A product that every kernel of its format fits, as far as the alignment allows.
+class Problem {
+ public:
+  Problem(WeightFormat format, std::int64_t alignment) {
+    const bool dense = format == WeightFormat::kDense;
+    weight.experts = kExperts;
+    weight.outputs = 2816;
+    weight.inputs = 1408;
+    weight.format = format;
+    weight.dtype = dense ? DType::kBF16 : DType::kE4M3;
+    params.weight = &weight;
+    params.rows_capacity = 1024 * 3;
+    params.alignment = alignment;
+    params.x.values = {address, weight.dtype, params.rows_capacity, weight.inputs, weight.inputs};
+    if (!dense) {
+      params.x.scale_kind = format == WeightFormat::kFp8Block ? ScaleKind::kPerBlock : ScaleKind::kPerRow;
+      params.x.scales = reinterpret_cast<float*>(address);
+      params.x.scale_stride = params.rows_capacity;
+    }
+    params.y = {address, DType::kBF16, params.rows_capacity, weight.outputs, weight.outputs};
+  }
+  Problem(const Problem&) = delete;
+  Problem& operator=(const Problem&) = delete;
+
+  std::string choice() const {
+    const int config = choose_grouped_config(params);
+    return config == kPlainGrouped ? "plain" : grouped_configs()[static_cast<std::size_t>(config)].name;
+  }
+
+  static constexpr std::uintptr_t kFirstAddress = 4096;
+  void* const address = reinterpret_cast<void*>(kFirstAddress);
+  void* const odd_address = reinterpret_cast<void*>(kFirstAddress + 8);
+
+  LinearWeight weight;
+  GroupedLinearParams params;
+};
+
+TEST(GroupedSelect, AlignmentGrowsWithTheRowsOfAnExpert) {
+  EXPECT_EQ(choose_grouped_alignment(0, kExperts, 3), 16);
+  EXPECT_EQ(choose_grouped_alignment(1, kExperts, 3), 16);
+  EXPECT_EQ(choose_grouped_alignment(32, kExperts, 3), 16);
+  EXPECT_EQ(choose_grouped_alignment(256, kExperts, 3), 32);
+  EXPECT_EQ(choose_grouped_alignment(512, kExperts, 3), 64);
+  EXPECT_EQ(choose_grouped_alignment(2048, kExperts, 3), 128);
+  EXPECT_EQ(choose_grouped_alignment(16384, kExperts, 3), 128);
+  std::int64_t last = 1;
+  for (std::int64_t rows = 0; rows <= 4096; ++rows) {
+    const std::int64_t alignment = choose_grouped_alignment(rows, kExperts, 3);
+    EXPECT_GE(alignment, last) << rows << " rows";
+    last = alignment;
+  }
+}
+
+TEST(GroupedSelect, MostTokensThatTheAlignmentAllows) {
+  EXPECT_EQ(Problem(WeightFormat::kFp8Block, 16).choice(), "fp8_block_128x16");
+  EXPECT_EQ(Problem(WeightFormat::kFp8Block, 128).choice(), "fp8_block_256x128");
+  EXPECT_EQ(Problem(WeightFormat::kFp8Channel, 32).choice(), "fp8_channel_128x32");
+  EXPECT_EQ(Problem(WeightFormat::kDense, 64).choice(), "bf16_128x64");
+  EXPECT_EQ(Problem(WeightFormat::kDense, 192).choice(), "bf16_128x64");
+  EXPECT_EQ(Problem(WeightFormat::kDense, 256).choice(), "bf16_256x128");
+  EXPECT_EQ(Problem(WeightFormat::kDense, 48).choice(), "bf16_128x16");
+  EXPECT_EQ(Problem(WeightFormat::kDense, 8).choice(), "plain");
+  EXPECT_EQ(Problem(WeightFormat::kDense, 1).choice(), "plain");
+}
+
+TEST(GroupedSelect, EveryAlignmentHasAKernelOfEveryFormat) {
+  for (const std::int64_t rows : {1, 256, 512, 4096}) {
+    const std::int64_t alignment = choose_grouped_alignment(rows, kExperts, 3);
+    for (const WeightFormat format : {WeightFormat::kDense, WeightFormat::kFp8Channel, WeightFormat::kFp8Block}) {
+      const Problem problem(format, alignment);
+      const int config = choose_grouped_config(problem.params);
+      ASSERT_NE(config, kPlainGrouped);
+      EXPECT_EQ(grouped_configs()[static_cast<std::size_t>(config)].tokens, alignment);
+    }
+  }
+}
+
+TEST(GroupedSelect, ConfigsHaveTheirOwnNames) {
+  std::set<std::string> names;
+  for (const GroupedConfig& config : grouped_configs()) names.insert(config.name);
+  EXPECT_EQ(names.size(), grouped_configs().size());
+}
+
+// What the copy engine or the store cannot do goes to the plain kernels.
+TEST(GroupedSelect, PlainWhereTensorCoresCannot) {
+  const auto choice = [](WeightFormat format, auto&& change) {
+    Problem problem(format, 64);
+    change(problem);
+    return problem.choice();
+  };
+  constexpr WeightFormat kBlock = WeightFormat::kFp8Block;
+  EXPECT_EQ(choice(kBlock, [](Problem&) {}), "fp8_block_128x64");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.params.rows_capacity = 0; }), "plain");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.params.y.dtype = DType::kF32; }), "plain");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.weight.inputs = 1400; }), "plain");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.weight.inputs = 1424; }), "fp8_block_128x64");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.weight.outputs = 2820; }), "plain");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.weight.outputs = 2824; }), "fp8_block_128x64");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.params.x.values.stride += 8; }), "plain");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.params.x.values.data = p.odd_address; }), "plain");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.params.y.stride += 4; }), "plain");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.params.y.data = p.odd_address; }), "plain");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.params.x.scale_stride += 1; }), "plain");
+  EXPECT_EQ(choice(kBlock, [](Problem& p) { p.params.x.scales = static_cast<float*>(p.odd_address); }), "plain");
+  EXPECT_EQ(choice(WeightFormat::kFp8Channel, [](Problem& p) { p.params.x.scale_stride += 1; }), "fp8_channel_128x64");
+  EXPECT_EQ(choice(WeightFormat::kDense, [](Problem& p) { p.weight.inputs = 1400; }), "bf16_128x64");
+  EXPECT_EQ(choice(WeightFormat::kDense, [](Problem& p) { p.weight.dtype = DType::kF32; }), "plain");
+}
+
+using Tile = std::pair<int, int>;  // first token, first output
+
+template <int kOutputs, int kTokens>
+void check_tiles(const std::vector<int>& token_tiles, int outputs, int blocks) {
+  SCOPED_TRACE(concat(token_tiles.size(), " experts ", outputs, " outputs ", blocks, " blocks"));
+  std::vector<std::int32_t> offsets = {0};
+  for (const int tiles : token_tiles) offsets.push_back(offsets.back() + tiles * kTokens);
+  const int experts = static_cast<int>(token_tiles.size());
+  std::map<Tile, int> expert_of;
+  for (int block = 0; block < blocks; ++block) {
+    int last_expert = 0;
+    for (kernels::GroupedTiles<kOutputs, kTokens> tile(offsets.data(), experts, outputs, block, blocks); tile.valid();
+         tile.next()) {
+      EXPECT_TRUE(expert_of.emplace(Tile{tile.first_token(), tile.first_output()}, tile.expert()).second) << "twice";
+      EXPECT_GE(tile.expert(), last_expert);
+      last_expert = tile.expert();
+      if (testing::Test::HasFailure()) return;
+    }
+  }
+  std::size_t want = 0;
+  for (int expert = 0; expert < experts; ++expert) {
+    for (int token = offsets[expert]; token < offsets[expert + 1]; token += kTokens) {
+      for (int output = 0; output < outputs; output += kOutputs) {
+        const auto found = expert_of.find({token, output});
+        ASSERT_TRUE(found != expert_of.end()) << "token " << token << " output " << output;
+        EXPECT_EQ(found->second, expert);
+        ++want;
+      }
+    }
+  }
+  EXPECT_EQ(expert_of.size(), want);
+}
+
+TEST(GroupedTiles, EveryTileOnceWithItsExpert) {
+  for (const int blocks : {1, 3, 132}) {
+    for (const int outputs : {8, 128, 1408, 2816}) {
+      check_tiles<128, 16>({1, 0, 3, 0, 0, 2}, outputs, blocks);
+      check_tiles<128, 16>({0, 0, 7}, outputs, blocks);
+      check_tiles<256, 128>({40, 1, 0, 16, 17, 33}, outputs, blocks);
+      check_tiles<256, 128>({0}, outputs, blocks);
+      check_tiles<128, 64>({0, 0, 0}, outputs, blocks);
+    }
+  }
+  check_tiles<128, 32>(std::vector<int>(256, 1), 2816, 132);
+}
+
+// Blocks that run side by side share weights: all tokens of an output tile, up to a group, come one after the other.
+TEST(GroupedTiles, TokensOfAnOutputTileAreNeighbours) {
+  const std::int32_t offsets[] = {0, 20 * 128};
+  std::vector<Tile> order;
+  for (kernels::GroupedTiles<256, 128> tile(offsets, 1, 512, 0, 1); tile.valid(); tile.next()) {
+    order.emplace_back(tile.first_token() / 128, tile.first_output() / 256);
+  }
+  std::vector<Tile> want;
+  for (const auto& [first, end] : {std::pair(0, 16), std::pair(16, 20)}) {
+    for (const int output : {0, 1}) {
+      for (int token = first; token < end; ++token) want.emplace_back(token, output);
+    }
+  }
+  EXPECT_EQ(order, want);
+}
+
+}  // namespace
+}  // namespace onerec::cuda

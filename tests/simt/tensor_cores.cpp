@@ -1,0 +1,22 @@
+// In place of the kernels for tensor cores: the emulation has none, and says so in DeviceLimits.
+#include "backends/cuda/attention/flash_cross_attention.h"
+#include "backends/cuda/gemm/dense_gemm.h"
+#include "backends/cuda/gemm/grouped_gemm.h"
+#include "core/error.h"
+
+namespace onerec::cuda {
+namespace {
+
+[[noreturn]] void refuse(const char* op) {
+  throw InternalError(concat("[", op, "] got a call of a kernel for tensor cores, want a plain one under emulation."));
+}
+
+}  // namespace
+
+void dense_gemm(Stream&, const LinearParams&, int, int) { refuse("linear"); }
+
+void grouped_gemm(Stream&, const GroupedLinearParams&, int, int) { refuse("grouped_linear"); }
+
+void flash_cross_attention(Stream&, const CrossAttentionParams&, const FlashPlan&) { refuse("cross_attention"); }
+
+}  // namespace onerec::cuda
