@@ -1,9 +1,11 @@
 """Times the engine against PyTorch and Hugging Face on the same requests, and checks the answers in the same run.
 
     python profiling/bench_engine.py --json profiling/results/bench.json
+    python profiling/bench_engine.py --device cuda --json profiling/results/bench_gpu.json
 
-Every contestant runs in a process of its own on the same number of threads; they are asked in turns. Needs the extras
-`profile` and `bench` (Hugging Face transformers); without the latter that comparison is left out and said so.
+On a CPU every contestant runs in a process of its own on the same number of threads; they are asked in turns. Needs the
+extras `profile` and `bench` (Hugging Face transformers); without the latter that comparison is left out and said so.
+With `--device cuda` see bench_engine_gpu.py.
 """
 
 from __future__ import annotations
@@ -42,6 +44,10 @@ class Workload:
 
 def main() -> int:
     args = _arguments()
+    if args.device == "cuda":
+        import bench_engine_gpu
+
+        return bench_engine_gpu.run(args)
     facts = machine()
     threads = args.threads or facts["usable_cores"]
     load = os.getloadavg()[0]
@@ -55,7 +61,7 @@ def main() -> int:
         empty = _empty_process(work, threads)
         report["empty_process_bytes"] = empty
         for workload in _workloads(args, work):
-            for precision in args.precisions:
+            for precision in args.precisions or ["fp32", "bf16"]:
                 run, judged = _compete(args, workload, precision, threads, facts, empty)
                 report["runs"].append(run)
                 outcomes += judged
@@ -68,11 +74,15 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="the demo's checkpoint (default: the bundled one)")
-    parser.add_argument("--workloads", type=lambda text: text.split(","), default=["demo", WIDE], metavar="NAME,NAME")
+    parser.add_argument("--workloads", type=names, default=["demo", WIDE], metavar="NAME,NAME")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument(
-        "--precisions", type=lambda text: text.split(","), default=["fp32", "bf16"], metavar="NAME,NAME"
+        "--precisions", type=names, metavar="NAME,NAME", help="(default: fp32,bf16; on a GPU: bf16,fp8)"
     )
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: 7)")
     parser.add_argument("--threads", type=int, help="of every contestant (default: the usable cores)")
@@ -80,6 +90,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--hf-python", default=sys.executable, help="an interpreter that has torch and transformers")
     parser.add_argument("--no-hf", action="store_true", help="leave Hugging Face out")
     parser.add_argument("--json", help="where to write the figures")
+    gpu = parser.add_argument_group("with --device cuda")
+    gpu.add_argument("--models", type=names, metavar="NAME,NAME", help="sizes of the report (default: all three)")
+    gpu.add_argument("--width", type=int, default=512, help="beams kept after each level (default: 512)")
+    gpu.add_argument("--constrained", action="store_true", help="also search among the items of a random catalogue")
+    gpu.add_argument("--items", type=int, default=200_000, help="of that catalogue (default: 200000)")
+    gpu.add_argument("--codebook", type=int, default=8192, help="codes of a level (default: 8192)")
+    gpu.add_argument("--commit", help="what is measured (default: ask git)")
+    parser.set_defaults(gpu_rows=None)
     return parser.parse_args()
 
 

@@ -55,8 +55,18 @@ def speed(workload: str, precision: str, batch: int, rival: str, ratio: float, m
     return Verdict(what, f">= {target:g}x", f"{ratio:.2f}x", ratio >= target if judged else None)
 
 
-def same_answers(workload: str, precision: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Verdict:
-    """Compares two contestants' ranked tuples."""
+@dataclass(frozen=True)
+class Agreement:
+    """Two contestants' ranked tuples: the share in common, differences of log-probability, tuples that are no ties."""
+
+    overlap: float
+    largest: float
+    mean: float
+    misplaced: int
+
+
+def agreement(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Agreement:
+    """Compares request by request; infinite differences where nothing is shared, or where a score is no number."""
     gaps, common, total, misplaced = [], 0, 0, 0
     for a, b in zip(ours, theirs, strict=True):
         mine = {tuple(codes): score for codes, score in zip(a["codes"], a["logprobs"], strict=True)}
@@ -68,18 +78,24 @@ def same_answers(workload: str, precision: str, ours: list[dict[str, Any]], thei
         lowest = (min(mine.values(), default=0.0), min(other.values(), default=0.0))
         misplaced += sum(score > lowest[1] + FP32_LARGEST for codes, score in mine.items() if codes not in other)
         misplaced += sum(score > lowest[0] + FP32_LARGEST for codes, score in other.items() if codes not in mine)
-    largest, mean = (max(gaps), float(np.mean(gaps))) if gaps else (float("inf"), float("inf"))
-    overlap = common / max(1, total)
-    got = f"{overlap:.1%} shared, log p differs by {largest:.1e} (mean {mean:.1e})"
+    measured = bool(gaps) and bool(np.isfinite(gaps).all())
+    largest, mean = (float(max(gaps)), float(np.mean(gaps))) if measured else (float("inf"), float("inf"))
+    return Agreement(common / max(1, total), largest, mean, misplaced)
+
+
+def same_answers(workload: str, precision: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Verdict:
+    """Compares two contestants' ranked tuples."""
+    found = agreement(ours, theirs)
+    got = f"{found.overlap:.1%} shared, log p differs by {found.largest:.1e} (mean {found.mean:.1e})"
     what = f"{workload}, {precision}: top {len(theirs[0]['codes'])} as torch_reference's"
     if precision == "fp32":
         target = f"all but ties, by {FP32_LARGEST:g}"
-        return Verdict(what, target, got, largest <= FP32_LARGEST and misplaced == 0)
+        return Verdict(what, target, got, found.largest <= FP32_LARGEST and found.misplaced == 0)
     return Verdict(
         what,
         f">= {BF16_OVERLAP:.0%} shared, mean {BF16_MEAN:g}",
         got,
-        overlap >= BF16_OVERLAP and mean <= BF16_MEAN,
+        found.overlap >= BF16_OVERLAP and found.mean <= BF16_MEAN,
     )
 
 

@@ -1,5 +1,6 @@
 """The compiled engine."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,3 +53,155 @@ class Core:
     def plan_for(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, int]: ...
     def poison(self, value: int) -> None: ...
     def close(self) -> None: ...
+
+# Tensors by address: (address, dtype name, rows, columns, stride in elements).
+_Matrix = tuple[int, str, int, int, int]
+# (values, "none" or "row" or "block", address of the scales, their stride)
+_Operand = tuple[_Matrix, str, int, int]
+# (scores, states, codes, ancestry of each earlier step)
+_Beams = tuple[int, int, int, list[int]]
+# (capacity, address of the live count or 0)
+_Extent = tuple[int, int]
+
+class OpWeight:
+    @property
+    def bytes(self) -> int: ...
+
+class OpTrie:
+    def edges(self, level: int) -> int: ...
+
+class OpRecording: ...
+
+class OpRunner:
+    def __init__(self, device: str, threads: int = 0) -> None: ...
+    @property
+    def device_name(self) -> str: ...
+    def stream_handle(self) -> int: ...
+    def synchronize(self) -> None: ...
+    def poison(self, value: int) -> None: ...
+    def record(self, body: Callable[[], None]) -> OpRecording: ...
+    def replay(self, recording: OpRecording) -> None: ...
+    def pack_linear(
+        self,
+        values: npt.NDArray[np.uint8],
+        *,
+        dtype: str,
+        format: str,
+        experts: int = 1,
+        outputs: int,
+        inputs: int,
+        scales: npt.NDArray[np.float32] | None = None,
+    ) -> OpWeight: ...
+    def make_trie(self, semantic_ids: npt.NDArray[np.int32], codebook_sizes: list[int]) -> OpTrie: ...
+    def grouped_alignment(self, rows: int, experts: int, top_k: int) -> int: ...
+    def linear(
+        self,
+        x: _Operand,
+        weight: OpWeight,
+        y: _Matrix,
+        rows: _Extent,
+        *,
+        bias: int = 0,
+        residual: _Matrix | None = None,
+    ) -> None: ...
+    def grouped_linear(
+        self, x: _Operand, weight: OpWeight, offsets: int, y: _Matrix, rows_capacity: int, *, alignment: int = 1
+    ) -> None: ...
+    def rms_norm(
+        self,
+        x: _Matrix,
+        gamma: int,
+        width: int,
+        eps: float,
+        rows: _Extent,
+        *,
+        groups: int = 1,
+        y: _Matrix | None = None,
+        quantized: _Operand | None = None,
+    ) -> None: ...
+    def quantize(self, x: _Matrix, quantized: _Operand, rows: _Extent) -> None: ...
+    def swiglu(
+        self,
+        gate_up: _Matrix,
+        width: int,
+        rows: _Extent,
+        *,
+        y: _Matrix | None = None,
+        quantized: _Operand | None = None,
+    ) -> None: ...
+    def cross_attention(
+        self,
+        q: _Matrix,
+        k: _Matrix,
+        v: _Matrix,
+        out: _Matrix,
+        *,
+        context_offsets: int,
+        row_offsets: int,
+        batch: int,
+        max_request_rows: int,
+        max_request_tokens: int,
+        heads: int,
+        kv_heads: int,
+        scale: float,
+    ) -> None: ...
+    def self_attention(
+        self,
+        qkv: list[_Matrix],
+        ancestry: list[int],
+        out: _Matrix,
+        *,
+        heads: int,
+        kv_heads: int,
+        scale: float,
+        rows: _Extent,
+    ) -> None: ...
+    def route(
+        self,
+        logits: _Matrix,
+        bias: int,
+        *,
+        experts: int,
+        top_k: int,
+        score: str,
+        normalize: bool,
+        scaling_factor: float,
+        alignment: int,
+        selected: int,
+        weights: int,
+        offsets: int,
+        slots: int,
+        sources: int,
+        rows: _Extent,
+    ) -> None: ...
+    def gather_rows(self, x: _Operand, sources: int, sorted: _Operand, sorted_rows: _Extent) -> None: ...
+    def moe_combine(
+        self,
+        expert_out: _Matrix,
+        slots: int,
+        weights: int,
+        top_k: int,
+        h: _Matrix,
+        rows: _Extent,
+        *,
+        shared: _Matrix | None = None,
+    ) -> None: ...
+    def beam_select(
+        self,
+        *,
+        level: int,
+        levels: int,
+        logits: _Matrix,
+        codebook: int,
+        row_offsets: int,
+        next_offsets: int,
+        batch: int,
+        next_capacity: int,
+        max_request_rows: int,
+        max_request_next: int,
+        current: _Beams,
+        next: _Beams,
+        status: int,
+        constrained: int = 0,
+        trie: OpTrie | None = None,
+    ) -> None: ...

@@ -7,22 +7,24 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from op_runner import BLOCK, Beams, Operand, Ops
+from op_runner import Ops
+from op_tensors import BLOCK, Beams, Operand
 from torch import Tensor
 from torch.nn import functional
 
 from onerec_engine._C import OpRecording
-from onerec_engine._native import build_info
 from onerec_engine.errors import EngineError
 
 E4M3_MAX = 448.0
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def ops(request: pytest.FixtureRequest) -> Iterator[Ops]:
     """A runner; tensors made in the test lie on its device."""
-    if request.param == "cuda" and not (torch.cuda.is_available() and build_info()["cuda"] == "on"):
-        pytest.skip("no GPU, or a build without CUDA")
+    if request.param == "cuda":
+        request.getfixturevalue("gpu")
+        if not torch.cuda.is_available():
+            pytest.skip("this torch has no GPU")
     torch.manual_seed(0)
     with torch.device(request.param):
         yield Ops(request.param, threads=2)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -26,9 +27,10 @@ constexpr std::size_t kMaxSharedBytes = 227 * 1024;
 enum class State : std::uint8_t { kReady, kAtBarrier, kInCollective, kReturned };
 
 struct Thread {
+  uint3 index = {};
   State state = State::kReady;
   bool waited_for_previous_kernel = false;
-  Where where = {};
+  Where where = {};  // of its last barrier or collective
   // Of kInCollective.
   Collective kind = Collective::kSync;
   unsigned mask = 0;
@@ -51,6 +53,15 @@ std::string describe(const Thread& thread) {
     default:
       return "has returned";
   }
+}
+
+std::uint64_t equal_lanes(const Thread* lanes, unsigned mask, std::uint64_t operand) {
+  std::uint64_t equal = 0;
+  for (unsigned left = mask; left != 0; left &= left - 1) {
+    const int i = std::countr_zero(left);
+    equal |= std::uint64_t{lanes[i].operand == operand} << i;
+  }
+  return equal;
 }
 
 class Executor {
@@ -76,10 +87,11 @@ class Executor {
     thread().state = state;
     fibres_[current_]->pause();
   }
-  void release(unsigned first, unsigned mask);
+  bool all_agree(unsigned warp, unsigned mask, Collective kind) const;
+  void release(unsigned warp, unsigned mask, Collective kind);
   // From within a thread: stops the launch with this message.
-  void fail(const std::string& message) {
-    failure_ = message;
+  [[gnu::cold, gnu::noinline]] void fail(const char* what, const Where& where) {
+    failure_ = concat(what, " (", line_of(where), ")");
     fibres_[current_]->pause();
   }
   [[noreturn]] void stop(const std::string& message);
@@ -87,7 +99,8 @@ class Executor {
 
   std::vector<std::unique_ptr<Fibre>> fibres_;  // made when first needed, kept for later blocks
   std::array<Thread, kMaxThreads> threads_;
-  unsigned count_ = 0;  // threads of a block
+  std::array<unsigned, kMaxThreads / kWarp> arrived_{};  // lanes of each warp that are in a collective
+  unsigned count_ = 0;                                   // threads of a block
   unsigned returned_ = 0;
   unsigned current_ = 0;
   bool backwards_ = false;
@@ -111,7 +124,8 @@ void Executor::run(const KernelLaunch& launch, const std::function<void()>& body
   while (fibres_.size() < count_) {
     fibres_.push_back(std::make_unique<Fibre>([this, index = fibres_.size()] {
       (*body_)();
-      if (!thread().waited_for_previous_kernel) fail("a thread returned without wait_for_previous_kernel()");
+      if (!threads_[index].waited_for_previous_kernel)
+        fail("a thread returned without wait_for_previous_kernel()", threads_[index].where);
       threads_[index].state = State::kReturned;
     }));
   }
@@ -137,7 +151,11 @@ void Executor::run(const KernelLaunch& launch, const std::function<void()>& body
 }
 
 void Executor::run_block() {
-  for (unsigned i = 0; i < count_; ++i) threads_[i] = Thread{};
+  const dim3& block = launch_->block;
+  for (unsigned i = 0; i < count_; ++i) {
+    threads_[i] = Thread{.index = {i % block.x, i / block.x % block.y, i / block.x / block.y}};
+  }
+  arrived_ = {};
   returned_ = 0;
   const unsigned warps = (count_ + kWarp - 1) / kWarp;
   while (returned_ < count_) {
@@ -170,8 +188,7 @@ bool Executor::run_warp(unsigned warp) {
 
 void Executor::resume(unsigned index) {
   current_ = index;
-  const dim3& block = launch_->block;
-  threadIdx = uint3{index % block.x, index / block.x % block.y, index / block.x / block.y};
+  threadIdx = threads_[index].index;
   fibres_[index]->resume();
   if (!failure_.empty()) stop(failure_);
   if (threads_[index].state == State::kReturned) ++returned_;
@@ -185,44 +202,48 @@ std::uint64_t Executor::sync_warp(Collective kind, unsigned mask, std::uint64_t 
   self.mask = mask;
   self.operand = operand;
   self.source = source;
-  if ((mask >> lane() & 1u) == 0) fail(concat("a thread is not in the mask that it passes (", line_of(where), ")"));
+  const unsigned lanes = std::min(kWarp, count_ - (current_ - lane()));
+  if ((mask >> lane() & 1u) == 0) fail("a thread is not in the mask that it passes", where);
+  if (lanes < kWarp && mask >> lanes != 0) fail("a mask names lanes that the block has not", where);
   if (kind == Collective::kShuffle && (mask >> source & 1u) == 0) {
-    fail(concat("a thread reads lane ", source, ", which does not take part (", line_of(where), ")"));
+    fail("a thread reads a lane that does not take part", where);
   }
-  const unsigned first = current_ - lane();
-  bool complete = true;
-  for (unsigned i = 0; i < kWarp && complete; ++i) {
-    if ((mask >> i & 1u) == 0) continue;
-    if (first + i >= count_) fail(concat("a mask names lanes that the block has not (", line_of(where), ")"));
-    const Thread& other = threads_[first + i];
-    complete = other.state == State::kInCollective && other.mask == mask && other.kind == kind;
-  }
-  if (complete) {
-    release(first, mask);
+  const unsigned warp = current_ / kWarp;
+  arrived_[warp] |= 1u << lane();
+  if ((arrived_[warp] & mask) == mask && all_agree(warp, mask, kind)) {
+    release(warp, mask, kind);
   } else {
     fibres_[current_]->pause();
   }
   return self.result;
 }
 
+// The lanes of `mask` wait for one another, and not some of them for others.
+bool Executor::all_agree(unsigned warp, unsigned mask, Collective kind) const {
+  const Thread* const lanes = &threads_[warp * kWarp];
+  for (unsigned left = mask; left != 0; left &= left - 1) {
+    const Thread& other = lanes[std::countr_zero(left)];
+    if (other.mask != mask || other.kind != kind) return false;
+  }
+  return true;
+}
+
 // All lanes of `mask` have arrived: works their results out and lets them go on.
-void Executor::release(unsigned first, unsigned mask) {
-  for (unsigned i = 0; i < kWarp; ++i) {
-    if ((mask >> i & 1u) == 0) continue;
-    Thread& one = threads_[first + i];
-    one.result = 0;
-    if (one.kind == Collective::kShuffle) one.result = threads_[first + one.source].operand;
-    if (one.kind == Collective::kSync || one.kind == Collective::kShuffle) continue;
-    for (unsigned j = 0; j < kWarp; ++j) {
-      if ((mask >> j & 1u) == 0) continue;
-      const std::uint64_t other = threads_[first + j].operand;
-      const bool bit = one.kind == Collective::kBallot ? other != 0 : other == one.operand;
-      one.result |= std::uint64_t{bit} << j;
-    }
+void Executor::release(unsigned warp, unsigned mask, Collective kind) {
+  Thread* const lanes = &threads_[warp * kWarp];
+  std::uint64_t nonzero = 0;
+  for (unsigned left = mask; left != 0 && kind == Collective::kBallot; left &= left - 1) {
+    const int i = std::countr_zero(left);
+    nonzero |= std::uint64_t{lanes[i].operand != 0} << i;
   }
-  for (unsigned i = 0; i < kWarp; ++i) {
-    if ((mask >> i & 1u) != 0) threads_[first + i].state = State::kReady;
+  for (unsigned left = mask; left != 0; left &= left - 1) {
+    Thread& one = lanes[std::countr_zero(left)];
+    one.state = State::kReady;
+    if (kind == Collective::kShuffle) one.result = lanes[one.source].operand;
+    if (kind == Collective::kBallot) one.result = nonzero;
+    if (kind == Collective::kMatch) one.result = equal_lanes(lanes, mask, one.operand);
   }
+  arrived_[warp] &= ~mask;
 }
 
 void Executor::stop(const std::string& message) {

@@ -17,7 +17,7 @@ from onerec_engine.config import OneRecV2Config, load_config
 from onerec_engine.reference.model import OneRecV2
 from onerec_engine.weights import expected_tensors
 
-__all__ = ["load_model", "random_state_dict", "save_checkpoint"]
+__all__ = ["load_model", "random_state_dict", "random_tensor", "save_checkpoint"]
 
 
 def random_state_dict(config: OneRecV2Config, seed: int = 0, scale: float = 1.0) -> dict[str, Tensor]:
@@ -33,26 +33,28 @@ def random_state_dict(config: OneRecV2Config, seed: int = 0, scale: float = 1.0)
     """
     generator = torch.Generator().manual_seed(seed)
     shapes = {spec.name: spec.shape for spec in expected_tensors(config)}
-    depth = 1.0 / math.sqrt(3.0 * config.num_hidden_layers)
-    out: dict[str, Tensor] = {}
-    for name in sorted(shapes):
-        value = torch.randn(shapes[name], generator=generator)
-        if "norm" in name:
-            value = 1.0 + 0.5 * torch.tanh(value)
-        elif name.endswith("e_score_correction_bias"):
-            value *= 0.05
-        elif name.endswith(".bias"):
-            value *= 0.1
-        elif "embedding" in name or ".fields." in name:
-            value *= 0.3 if "position_embedding" in name else 1.0
-        else:
-            value /= math.sqrt(shapes[name][-1])
-            if name.startswith("lm_heads."):
-                value *= 1.4 * scale
-            elif name.endswith(("o_proj.weight", "down_proj.weight")):
-                value *= 2.0 * depth
-        out[name] = value
-    return out
+    return {name: random_tensor(config, name, shapes[name], generator, scale) for name in sorted(shapes)}
+
+
+def random_tensor(
+    config: OneRecV2Config, name: str, shape: tuple[int, ...], generator: torch.Generator, scale: float = 1.0
+) -> Tensor:
+    """One of the weights of `random_state_dict`, FP32 on the generator's device."""
+    value = torch.randn(shape, generator=generator, device=generator.device)
+    if "norm" in name:
+        return 1.0 + 0.5 * torch.tanh(value)
+    if name.endswith("e_score_correction_bias"):
+        return value * 0.05
+    if name.endswith(".bias"):
+        return value * 0.1
+    if "embedding" in name or ".fields." in name:
+        return value * (0.3 if "position_embedding" in name else 1.0)
+    value /= math.sqrt(shape[-1])
+    if name.startswith("lm_heads."):
+        value *= 1.4 * scale
+    elif name.endswith(("o_proj.weight", "down_proj.weight")):
+        value *= 2.0 * (1.0 / math.sqrt(3.0 * config.num_hidden_layers))
+    return value
 
 
 def save_checkpoint(

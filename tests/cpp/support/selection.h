@@ -150,7 +150,7 @@ struct Selection {
       std::sort(want.begin(), want.end(), [](const Candidate& x, const Candidate& y) {
         return x.score != y.score ? x.score > y.score : std::pair(x.row, x.code) < std::pair(y.row, y.code);
       });
-      if (test_device() != TestDevice::kCpu) want = check_choice(b, want);
+      if (test_device() != TestDevice::kCpu) check_choice(b, want);
       if (::testing::Test::HasFatalFailure()) return;
       for (std::int64_t i = 0; i < widths[static_cast<std::size_t>(b)]; ++i) {
         const bool dead = i >= static_cast<std::int64_t>(want.size());
@@ -163,46 +163,45 @@ struct Selection {
       ASSERT_EQ(next.states[i], -1) << "spare";
   }
 
-  // Checks the beams of request b as far as a log-sum-exp of other roundings decides them, and returns what they chose
-  // with the scores found: those are near the wanted ones and in order, no candidate is chosen twice, and none that was
-  // left out is certainly before one that was chosen.
-  std::vector<Candidate> check_choice(std::int64_t b, const std::vector<Candidate>& want) const {
-    std::map<std::pair<std::int64_t, std::int32_t>, const Candidate*> left;
-    for (const Candidate& c : want) left[{c.row, c.code}] = &c;
-    std::vector<Candidate> chosen;
-    const auto count = std::min(widths[static_cast<std::size_t>(b)], static_cast<std::int64_t>(want.size()));
+  // Checks the beams of request b as far as a log-sum-exp of other roundings decides them: their scores are near those
+  // of `sorted` and in order, no candidate is chosen twice, and none that was left out is certainly before one that was
+  // chosen. Leaves in `sorted` what was chosen, with the scores found.
+  void check_choice(std::int64_t b, std::vector<Candidate>& sorted) const {
+    using Place = std::pair<std::int64_t, std::int32_t>;
+    std::map<Place, Candidate> left;
+    for (const Candidate& c : sorted) left[{c.row, c.code}] = c;
+    const auto count = std::min(widths[static_cast<std::size_t>(b)], static_cast<std::int64_t>(sorted.size()));
+    sorted.clear();
     float lowest = INFINITY;
+    std::map<std::vector<unsigned char>, std::vector<Candidate>> chosen_of;  // by what the row's scores come from
     for (std::int64_t i = next_offsets[b]; i < next_offsets[b] + count; ++i) {
-      const std::pair place(std::int64_t{next.ancestry[static_cast<std::size_t>(level)][i]},
-                            next.codes[i * levels + level]);
+      const Place place(next.ancestry[static_cast<std::size_t>(level)][i], next.codes[i * levels + level]);
       const auto found = left.find(place);
-      EXPECT_TRUE(found != left.end()) << "beam " << i << ": no candidate, or a second time";
-      if (found == left.end()) return chosen;
-      Candidate c = *found->second;
-      EXPECT_FALSE(is_lower(c.score, next.scores[i]) || is_lower(next.scores[i], c.score))
+      ASSERT_TRUE(found != left.end()) << "beam " << i << ": no candidate, or a second time";
+      Candidate c = found->second;
+      left.erase(found);
+      ASSERT_FALSE(is_lower(c.score, next.scores[i]) || is_lower(next.scores[i], c.score))
           << "beam " << i << ": " << next.scores[i] << ", want about " << c.score;
       lowest = std::min(lowest, c.score);
       c.score = next.scores[i];
-      const bool in_order =
-          chosen.empty() || c.score < chosen.back().score ||
-          (c.score == chosen.back().score && std::pair(chosen.back().row, chosen.back().code) < place);
-      EXPECT_TRUE(in_order) << "beam " << i;
-      chosen.push_back(c);
-      left.erase(found);
+      if (!sorted.empty()) {
+        const Candidate& before = sorted.back();
+        ASSERT_TRUE(c.score < before.score || (c.score == before.score && Place(before.row, before.code) < place))
+            << "beam " << i;
+      }
+      sorted.push_back(c);
+      chosen_of[origin_of(c.row)].push_back(c);
     }
-    std::map<std::vector<unsigned char>, std::vector<Candidate>> chosen_of;  // by what the row's scores come from
-    for (const Candidate& c : chosen) chosen_of[origin_of(c.row)].push_back(c);
-    std::map<std::int64_t, const std::vector<Candidate>*> equals_of;
+    std::map<std::int64_t, const std::vector<Candidate>*> rivals_of;
     for (const auto& [place, c] : left) {
-      EXPECT_FALSE(is_lower(lowest, c->score)) << "left out: row " << c->row << ", code " << c->code;
-      if (!equals_of.contains(c->row)) equals_of[c->row] = &chosen_of[origin_of(c->row)];
-      for (const Candidate& other : *equals_of[c->row]) {
-        const bool before = logits.get(c->row, c->code) >= logits.get(other.row, other.code) &&
-                            place < std::pair(other.row, other.code);
-        EXPECT_FALSE(before) << "left out: row " << c->row << ", code " << c->code;
+      ASSERT_FALSE(is_lower(lowest, c.score)) << "left out: row " << c.row << ", code " << c.code;
+      if (!rivals_of.contains(c.row)) rivals_of[c.row] = &chosen_of[origin_of(c.row)];
+      for (const Candidate& rival : *rivals_of[c.row]) {
+        const bool before =
+            logits.get(c.row, c.code) >= logits.get(rival.row, rival.code) && place < Place(rival.row, rival.code);
+        ASSERT_FALSE(before) << "left out: row " << c.row << ", code " << c.code;
       }
     }
-    return chosen;
   }
 
   static bool is_lower(float a, float b) { return a < b && !(a >= b - 1e-5f * (1 + std::abs(b))); }

@@ -340,7 +340,7 @@ __device__ __forceinline__ void prefetch_weights(const SmallLinearParams& p, std
 }
 
 template <WeightKind kKind, class Y, int kRows>
-__global__ void __launch_bounds__(kSmallLinearThreads) small_linear_kernel(SmallLinearParams p) {
+__global__ void __launch_bounds__(kSmallLinearThreads, 2) small_linear_kernel(SmallLinearParams p) {
   constexpr int kOutputs = kSmallLinearOutputs;
   constexpr int kSums = kRows * kOutputs;
   __shared__ float parts[kSmallLinearWarps][kSums];
