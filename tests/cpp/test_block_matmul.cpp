@@ -16,6 +16,7 @@ using cpu::kPanel;
 using cpu::pad_columns;
 
 TEST(BlockMatmul, MatchesFloat64) {
+  ONEREC_CPU_ONLY();
   Random random(81);
   for (const BlockKernels* kernels : cpu::usable_block_kernels()) {
     for (int i = 0; i < 60; ++i) {
@@ -52,6 +53,7 @@ TEST(BlockMatmul, MatchesFloat64) {
 }
 
 TEST(BlockMatmul, TransposesIntoPanels) {
+  ONEREC_CPU_ONLY();
   Random random(82);
   for (const BlockKernels* kernels : cpu::usable_block_kernels()) {
     for (const auto& [rows, cols] : {std::pair{1, 1}, {16, 16}, {30, 64}, {65, 48}, {200, 37}, {127, 128}}) {
@@ -70,6 +72,7 @@ TEST(BlockMatmul, TransposesIntoPanels) {
 }
 
 TEST(BlockMatmul, SoftmaxMatchesFloat64) {
+  ONEREC_CPU_ONLY();
   Random random(83);
   for (const BlockKernels* kernels : cpu::usable_block_kernels()) {
     for (const std::int64_t count : {1, 3, 15, 16, 17, 64, 500}) {
@@ -96,6 +99,7 @@ TEST(BlockMatmul, SoftmaxMatchesFloat64) {
 }
 
 TEST(BlockMatmul, SoftmaxOfNonFiniteScores) {
+  ONEREC_CPU_ONLY();
   for (const BlockKernels* kernels : cpu::usable_block_kernels()) {
     for (const float bad : {std::nanf(""), INFINITY}) {
       for (const std::int64_t place : {0, 7, 18}) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <functional>
 #include <numeric>
+#include <tuple>
 
 #include "ops/embed_context.h"
 #include "ops/embed_step.h"
@@ -31,27 +32,38 @@ void expect_poison(const TestMatrix& m, std::int64_t first_row) {
   }
 }
 
+// Widths of the fields' kinds, and the columns behind them.
+struct Widths {
+  std::int64_t code, category, dense, padding;
+};
+
+// Nowhere at multiples of 16 bytes, and in some places.
+constexpr Widths kRagged = {6, 3, 2, 3}, kAligned = {16, 8, 4, 8};
+
 struct ContextProblem {
-  static constexpr std::int64_t kLevels = 3, kCategories = 2, kDense = 5, kPadding = 3;
+  static constexpr std::int64_t kLevels = 3, kCategories = 2, kDense = 7;
+  Widths width;
   TestMatrix codes_table, category_table;
   TestArray<std::int32_t> codes, categorical, live;
   TestArray<float> dense;
   TestMatrix out;
 
-  ContextProblem(Random& random, DType dtype, std::int64_t tokens, std::int64_t live_tokens)
-      : codes_table(random_matrix(random, dtype, 11, 6)),
-        category_table(random_matrix(random, dtype, 4, 3)),
+  ContextProblem(Random& random, DType dtype, const Widths& widths, std::int64_t tokens, std::int64_t live_tokens)
+      : width(widths),
+        codes_table(random_matrix(random, dtype, 11, width.code)),
+        category_table(random_matrix(random, dtype, 4, width.category)),
         codes(random_ids(random, tokens * kLevels, 11)),
         categorical(random_ids(random, tokens * kCategories, 4)),
         live({static_cast<std::int32_t>(live_tokens)}),
         dense(random_floats(random, tokens * kDense)),
-        out(dtype, tokens, 6 + 3 + 2 + 6 + kPadding, 1) {}
+        out(dtype, tokens, 2 * width.code + width.category + width.dense + width.padding,
+            width.padding % 8 == 0 ? 8 : 1) {}
 
   EmbedContextParams params() const {
-    return {.fields = {{Kind::kSemanticId, 2, 6, table_of(codes_table)},
-                       {Kind::kCategorical, 1, 3, table_of(category_table)},
-                       {Kind::kDense, 3, 2, {}},
-                       {Kind::kSemanticId, 0, 6, table_of(codes_table)}},
+    return {.fields = {{Kind::kSemanticId, 2, width.code, table_of(codes_table)},
+                       {Kind::kCategorical, 1, width.category, table_of(category_table)},
+                       {Kind::kDense, 3, width.dense, {}},
+                       {Kind::kSemanticId, 0, width.code, table_of(codes_table)}},
             .codes = codes.get(),
             .levels = kLevels,
             .categorical = categorical.get(),
@@ -63,33 +75,61 @@ struct ContextProblem {
   }
 
   float want(std::int64_t token, std::int64_t c) const {
-    if (c < 6) return codes_table.get(codes[token * kLevels + 2], c);
-    if (c < 9) return category_table.get(categorical[token * kCategories + 1], c - 6);
-    if (c < 11) return rounded(out.dtype(), dense[token * kDense + 3 + c - 9]);
-    if (c < 17) return codes_table.get(codes[token * kLevels], c - 11);
-    return 0.0f;
+    if (c < width.code) return codes_table.get(codes[token * kLevels + 2], c);
+    c -= width.code;
+    if (c < width.category) return category_table.get(categorical[token * kCategories + 1], c);
+    c -= width.category;
+    if (c < width.dense) return rounded(out.dtype(), dense[token * kDense + 3 + c]);
+    c -= width.dense;
+    return c < width.code ? codes_table.get(codes[token * kLevels], c) : 0.0f;
   }
 };
 
 TEST(EmbedContext, LaysTheFieldsSideBySide) {
   Random random(31);
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    for (const auto& [tokens, live] : {std::pair{0, 0}, {1, 1}, {7, 0}, {37, 31}, {3000, 2999}}) {
-      ContextProblem x(random, dtype, tokens, live);
-      Runner runner(2);
-      runner.run([p = x.params()](OpContext& context) { embed_context(context, p); }, {&x.out});
-      for (std::int64_t token = 0; token < live; ++token) {
-        for (std::int64_t c = 0; c < x.out.cols(); ++c)
-          ASSERT_EQ(x.out.get(token, c), x.want(token, c)) << token << "," << c;
+    for (const Widths& widths : {kRagged, kAligned}) {
+      for (const auto& [tokens, live] : {std::pair{0, 0}, {1, 1}, {7, 0}, {37, 31}, {3000, 2999}}) {
+        ContextProblem x(random, dtype, widths, tokens, live);
+        Runner runner(2);
+        runner.run([p = x.params()](OpContext& context) { embed_context(context, p); }, {&x.out});
+        for (std::int64_t token = 0; token < live; ++token) {
+          for (std::int64_t c = 0; c < x.out.cols(); ++c)
+            ASSERT_EQ(x.out.get(token, c), x.want(token, c)) << token << "," << c;
+        }
+        expect_poison(x.out, live);
       }
-      expect_poison(x.out, live);
+    }
+  }
+}
+
+TEST(EmbedContext, TakesManyFields) {
+  Random random(36);
+  constexpr std::int64_t kTokens = 5, kFields = 150, kWidth = 9;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const TestMatrix table = random_matrix(random, dtype, 6, kWidth);
+    const TestArray<std::int32_t> categorical = random_ids(random, kTokens * kFields, 6);
+    TestMatrix out(dtype, kTokens, kFields * kWidth + 10, 8);
+    EmbedContextParams params{
+        .categorical = categorical.get(), .num_categorical = kFields, .out = out.view(), .tokens = {kTokens, nullptr}};
+    for (std::int64_t i = 0; i < kFields; ++i) {
+      params.fields.push_back({Kind::kCategorical, i, kWidth, table_of(table)});
+    }
+    Runner runner(2);
+    runner.run([&](OpContext& context) { embed_context(context, params); }, {&out});
+    for (std::int64_t token = 0; token < kTokens; ++token) {
+      for (std::int64_t c = 0; c < out.cols(); ++c) {
+        const std::int64_t field = c / kWidth;
+        const float want = field < kFields ? table.get(categorical[token * kFields + field], c % kWidth) : 0.0f;
+        ASSERT_EQ(out.get(token, c), want) << token << "," << c;
+      }
     }
   }
 }
 
 TEST(EmbedContext, RefusesWrongParameters) {
   Random random(32);
-  const ContextProblem x(random, DType::kF32, 4, 4);
+  const ContextProblem x(random, DType::kF32, kRagged, 4, 4);
   Runner runner;
   const auto refusal = [&](const std::function<void(EmbedContextParams&)>& change) {
     EmbedContextParams params = x.params();
@@ -99,7 +139,7 @@ TEST(EmbedContext, RefusesWrongParameters) {
   EXPECT_EQ(refusal([](auto&) {}), "");
   EXPECT_EQ(refusal([](auto& p) { p.fields[0].index = 3; }),
             "[embed_context] got a field of columns 3 to 4 of codes, want columns within 0 to 3. Correct the field.");
-  EXPECT_NE(refusal([](auto& p) { p.fields[2].width = 3; }), "");
+  EXPECT_NE(refusal([](auto& p) { p.fields[2].width = 5; }), "");
   EXPECT_NE(refusal([](auto& p) { p.fields[1].table.width = 4; }), "");
   EXPECT_NE(refusal([](auto& p) { p.fields.push_back(p.fields[0]); }), "");
   EXPECT_NE(refusal([](auto& p) { p.categorical = nullptr; }), "");
@@ -109,16 +149,17 @@ TEST(EmbedContext, RefusesWrongParameters) {
 TEST(ScatterContext, AddsThePositionAndRoundsOnce) {
   Random random(33);
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    for (const bool positioned : {false, true}) {
-      const std::int64_t tokens = 300, live = 297, width = 67;
-      const TestMatrix x = random_matrix(random, dtype, tokens, width, 1.0f, 2);
+    for (const auto& [positioned, width, padding] :
+         {std::tuple{false, 67, 1}, {true, 67, 1}, {false, 64, 8}, {true, 64, 8}, {true, 2312, 8}}) {
+      const std::int64_t tokens = 300, live = 297;
+      const TestMatrix x = random_matrix(random, dtype, tokens, width, 1.0f, 2 * padding);
       const TestMatrix table = random_matrix(random, dtype, 9, width);
       const TestArray<std::int32_t> positions = random_ids(random, tokens, 9);
       TestArray<std::int32_t> rows(tokens);
       std::iota(rows.begin(), rows.end(), 5);
       std::shuffle(rows.begin(), rows.end(), random);
       const TestArray<std::int32_t> count({static_cast<std::int32_t>(live)});
-      TestMatrix out(dtype, tokens + 8, width, 1);
+      TestMatrix out(dtype, tokens + 8, width, padding);
       const ScatterContextParams params{.x = x.view(),
                                         .position_table = positioned ? table_of(table) : EmbeddingTable{},
                                         .positions = positions.get(),
@@ -146,14 +187,15 @@ TEST(ScatterContext, AddsThePositionAndRoundsOnce) {
 TEST(EmbedStep, LooksUpCodesOrBos) {
   Random random(34);
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    for (const std::int64_t rows : {0, 1, 13, 512}) {
+    for (const auto& [rows, width, padding] :
+         {std::tuple{0, 65, 3}, {1, 65, 3}, {13, 65, 3}, {512, 65, 3}, {1, 64, 8}, {512, 64, 8}, {13, 2056, 8}}) {
       for (const bool positioned : {false, true}) {
         for (const bool bos : {false, true}) {
-          const TestMatrix table = random_matrix(random, dtype, 17, 65);
-          const TestMatrix position = random_matrix(random, dtype, 1, 65);
-          const TestArray<std::int32_t> codes = random_ids(random, std::max<std::int64_t>(rows * 3, 1), 17);
+          const TestMatrix table = random_matrix(random, dtype, 17, width);
+          const TestMatrix position = random_matrix(random, dtype, 1, width);
+          const TestArray<std::int32_t> codes = random_ids(random, std::max(rows * 3, 1), 17);
           const TestArray<std::int32_t> live({static_cast<std::int32_t>(rows - rows / 5)});
-          TestMatrix h(dtype, rows, 65, 3);
+          TestMatrix h(dtype, rows, width, padding);
           const EmbedStepParams params{.table = table.data(),
                                        .table_rows = 17,
                                        .codes = bos ? nullptr : codes.get() + 1,
@@ -164,7 +206,7 @@ TEST(EmbedStep, LooksUpCodesOrBos) {
           Runner runner(2);
           runner.run([=](OpContext& context) { embed_step(context, params); }, {&h});
           for (std::int64_t r = 0; r < live[0]; ++r) {
-            for (std::int64_t c = 0; c < 65; ++c) {
+            for (std::int64_t c = 0; c < width; ++c) {
               const float embedding = table.get(bos ? 0 : codes[r * 3 + 1], c);
               ASSERT_EQ(h.get(r, c), rounded(dtype, embedding + (positioned ? position.get(0, c) : 0.0f)));
             }

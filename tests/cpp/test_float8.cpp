@@ -65,6 +65,7 @@ TEST(Float8, LargeValuesSaturateAndNaNStays) {
 
 // Every sign, exponent and the mantissa bits around the rounding position, with three settings of the bits below.
 TEST(Float8, TheVectorisedConversionGivesTheScalarCodes) {
+  ONEREC_CPU_ONLY();
   constexpr std::uint32_t kBatch = 1u << 16;
   std::vector<float> values(kBatch);
   std::vector<std::uint8_t> codes(kBatch);
@@ -82,6 +83,7 @@ TEST(Float8, TheVectorisedConversionGivesTheScalarCodes) {
 }
 
 TEST(Float8, ConversionMultipliesBeforeItRounds) {
+  ONEREC_CPU_ONLY();
   test::Random random(1);
   const test::TestArray<float> values = test::random_floats(random, 1003, 50.0f);
   const test::TestArray<std::uint8_t> codes(values.size());
@@ -93,6 +95,7 @@ TEST(Float8, ConversionMultipliesBeforeItRounds) {
 }
 
 TEST(Float8, TheVectorisedExpansionsGiveTheScalarValues) {
+  ONEREC_CPU_ONLY();
   test::TestArray<std::uint8_t> codes(256 + 13);
   for (std::int64_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::uint8_t>(i);
   const test::TestArray<float> f32(codes.size());
@@ -145,6 +148,7 @@ TEST(Float8, BFloat16RoundsToTheNearestEven) {
 }
 
 TEST(Float8, LargestMagnitudeIncludesInfinityAndNaN) {
+  ONEREC_CPU_ONLY();
   EXPECT_EQ(cpu::largest_magnitude(nullptr, 0), 0.0f);
   std::vector<float> values(37, -1.0f);
   values[20] = -3.5f;

@@ -60,6 +60,7 @@ class Gemm : public testing::TestWithParam<DType> {
 };
 
 TEST_P(Gemm, RowsHaveTheSameBitsAnywhereInAnyBatch) {
+  ONEREC_CPU_ONLY();
   if (!test::rows_are_independent()) GTEST_SKIP() << "this library does not promise it";
   if (cpu::gemm_type(GetParam()) != GetParam()) GTEST_SKIP() << "this machine multiplies it as float32";
   for (const auto& [n, k] : {std::pair<std::int64_t, std::int64_t>{256, 256}, {700, 131}, {640, 1280}, {8, 16}}) {
@@ -91,6 +92,7 @@ TEST_P(Gemm, RowsHaveTheSameBitsAnywhereInAnyBatch) {
 }
 
 TEST_P(Gemm, NoKernelIsTheSlowReference) {
+  ONEREC_CPU_ONLY();
   if (cpu::gemm_type(GetParam()) != GetParam()) GTEST_SKIP() << "this machine multiplies it as float32";
   const auto packed = cpu::pack_matrix(GetParam(), 2, 700, 131, random_values(1400, 131).data());
   const auto gemm = cpu::make_gemm(*packed, 256, 1);
@@ -104,6 +106,7 @@ INSTANTIATE_TEST_SUITE_P(Types, Gemm, testing::Values(DType::kF32, DType::kBF16)
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST(GemmShared, OneProductMayRunOnManyThreadsAtATime) {
+  ONEREC_CPU_ONLY();
   Random random(3);
   const auto packed = cpu::pack_matrix(DType::kF32, 1, 96, 64, test::random_matrix(random, DType::kF32, 96, 64).data());
   const TestMatrix a = test::random_matrix(random, DType::kF32, 50, 64);
@@ -121,6 +124,7 @@ TEST(GemmShared, OneProductMayRunOnManyThreadsAtATime) {
 }
 
 TEST(GemmShared, AReplayAllocatesNothingOfOurs) {
+  ONEREC_CPU_ONLY();
   for (const WeightFormat format : {WeightFormat::kDense, WeightFormat::kFp8Channel}) {
     const DType dtype = format == WeightFormat::kDense ? DType::kBF16 : DType::kE4M3;
     Random random(1);

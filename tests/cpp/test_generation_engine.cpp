@@ -67,7 +67,7 @@ std::unique_ptr<GenerationEngine> tiny_engine(std::unique_ptr<Backend> backend, 
 
 std::unique_ptr<GenerationEngine> tiny_engine(const std::string& precision, bool moe, std::size_t memory_limit = 0,
                                               int threads = 2) {
-  return tiny_engine(make_backend("cpu", threads), precision, moe, memory_limit);
+  return tiny_engine(test::make_test_backend(threads), precision, moe, memory_limit);
 }
 
 // `size` requests with i % 4 context tokens and widths that differ; every third is unconstrained.
@@ -265,7 +265,7 @@ TEST(GenerationEngine, PlanForSaysWhatARunWillTake) {
 }
 
 TEST(GenerationEngine, RefusesToRunBeforeItsWeightsAreLoaded) {
-  auto backend = make_backend("cpu", 1);
+  auto backend = test::make_test_backend(1);
   auto model = std::make_unique<OneRecV2>(tiny_config(false), Precision{}, *backend);
   GenerationEngine engine(std::move(backend), std::move(model), {});
   BatchResult result;
@@ -275,7 +275,7 @@ TEST(GenerationEngine, RefusesToRunBeforeItsWeightsAreLoaded) {
 
 TEST(GenerationEngine, AWeightThatOverflowsIsReportedPerRequest) {
   const auto engine = tiny_engine("fp32", false);
-  auto backend = make_backend("cpu", 1);
+  auto backend = test::make_test_backend(1);
   auto model = std::make_unique<OneRecV2>(tiny_config(false), Precision{}, *backend);
   GenerationEngine broken(std::move(backend), std::move(model),
                           {.limits = {.max_batch = 8, .max_rows = 256, .max_context_tokens = 64, .max_excluded = 64}});
@@ -295,6 +295,7 @@ TEST(GenerationEngine, AWeightThatOverflowsIsReportedPerRequest) {
 }
 
 TEST(GenerationEngine, TheAlignmentOfExpertsChangesNothing) {
+  ONEREC_CPU_ONLY();
   if (!test::rows_are_independent()) GTEST_SKIP() << "this library's bits depend on the rows of a product";
   for (const char* precision : {"fp32", "bf16", "fp8"}) {
     const auto plain = tiny_engine(precision, true);

@@ -8,6 +8,7 @@
 #include "backends/cpu/cpu_backend.h"
 #include "core/error.h"
 #include "engine/item_trie.h"
+#include "support/device.h"
 
 namespace onerec {
 namespace {
@@ -45,6 +46,7 @@ std::vector<std::pair<Tuple, std::vector<std::int64_t>>> walk(const ItemTrie& tr
 }
 
 TEST(ItemTrie, ListsEveryTupleWithItsItemsInTheOrderGiven) {
+  ONEREC_CPU_ONLY();
   cpu::CpuDevice device(1);
   std::mt19937 random(7);
   for (const int levels : {1, 2, 3, 8}) {
@@ -72,6 +74,7 @@ TEST(ItemTrie, ListsEveryTupleWithItsItemsInTheOrderGiven) {
 }
 
 TEST(ItemTrie, ItemRangesOfInnerEdgesCoverTheirLeaves) {
+  ONEREC_CPU_ONLY();
   cpu::CpuDevice device(1);
   const std::vector<Tuple> tuples = {{2, 0}, {0, 1}, {2, 0}, {0, 0}, {2, 3}};
   const ItemTrie trie(flatten(tuples).data(), 5, {3, 4}, device);
@@ -82,6 +85,7 @@ TEST(ItemTrie, ItemRangesOfInnerEdgesCoverTheirLeaves) {
 }
 
 TEST(ItemTrie, RefusesCodesOutsideTheCodebookAndEmptyCatalogues) {
+  ONEREC_CPU_ONLY();
   cpu::CpuDevice device(1);
   const std::vector<std::int32_t> codes = {0, 4};
   EXPECT_THROW(ItemTrie(codes.data(), 1, {4, 4}, device), ArgumentError);

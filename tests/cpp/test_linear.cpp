@@ -106,7 +106,8 @@ Case with(const Format& format, Case c) {
 class Linear : public testing::TestWithParam<Format> {};
 
 TEST_P(Linear, Shapes) {
-  for (const std::int64_t rows : {0, 1, 2, 31, 67}) {
+  for (const std::int64_t rows : {std::int64_t{0}, std::int64_t{1}, std::int64_t{2}, test::at_most_on_simt(31, 9),
+                                  test::at_most_on_simt(67, 17)}) {
     for (const auto& [inputs, outputs] :
          {std::pair<std::int64_t, std::int64_t>{1, 1}, {13, 37}, {64, 256}, {131, 521}, {256, 16}}) {
       check(with(GetParam(), {.rows = rows, .inputs = inputs, .outputs = outputs}));
@@ -116,15 +117,16 @@ TEST_P(Linear, Shapes) {
 }
 
 TEST_P(Linear, RealShapes) {
-  check(with(GetParam(), {.rows = 130, .inputs = 256, .outputs = 768, .bias = true}));
-  check(with(GetParam(), {.rows = 65, .inputs = 640, .outputs = 640, .residual = Residual::kInPlace}));
+  check(with(GetParam(), {.rows = test::at_most_on_simt(130, 9), .inputs = 256, .outputs = 768, .bias = true}));
+  check(with(GetParam(),
+             {.rows = test::at_most_on_simt(65, 9), .inputs = 640, .outputs = 640, .residual = Residual::kInPlace}));
 }
 
 TEST_P(Linear, Epilogues) {
   for (const bool bias : {false, true}) {
     for (const Activation activation : {Activation::kNone, Activation::kLeakyRelu}) {
       for (const Residual residual : {Residual::kNone, Residual::kInPlace, Residual::kApart}) {
-        check(with(GetParam(), {.rows = 35,
+        check(with(GetParam(), {.rows = test::at_most_on_simt(35, 9),
                                 .inputs = 48,
                                 .outputs = 300,
                                 .bias = bias,
@@ -138,9 +140,11 @@ TEST_P(Linear, Epilogues) {
 }
 
 TEST_P(Linear, RowsBehindTheLiveOnesAreLeftAlone) {
+  const std::int64_t rows = test::at_most_on_simt(300, 40);
   for (const std::int64_t live : {0, 1, 15, 16, 33, 130, 300}) {
+    if (live > rows) break;
     for (const int threads : {1, 2}) {
-      check(with(GetParam(), {.rows = 300,
+      check(with(GetParam(), {.rows = rows,
                               .live = live,
                               .inputs = 40,
                               .outputs = 72,
@@ -154,23 +158,24 @@ TEST_P(Linear, RowsBehindTheLiveOnesAreLeftAlone) {
 
 // Row r of a batch of any size has the bits of row r alone, and the thread count does not matter.
 TEST_P(Linear, RowsDoNotDependOnTheBatch) {
-  if (!test::rows_are_independent()) GTEST_SKIP() << "this library does not promise it";
+  if (!test::rows_are_independent()) GTEST_SKIP() << "this device or library does not promise it";
   const Format format = GetParam();
   for (const auto& [inputs, outputs] :
        {std::pair<std::int64_t, std::int64_t>{256, 256}, {640, 328}, {1280, 64}, {13, 37}}) {
+    if (inputs > 256 && test::test_device() == test::TestDevice::kSimt) continue;  // slow
     SCOPED_TRACE(concat(inputs, " -> ", outputs));
-    constexpr std::int64_t kRows = 330;
+    const std::int64_t rows = test::at_most_on_simt(330, 40);
     std::optional<std::vector<unsigned char>> first;
     for (const int threads : {1, 3}) {
       Runner runner(threads);
       Random same(11);
       const TestWeight weight(runner.backend(), same, format.format, format.dtype, 1, outputs, inputs);
-      const TestInput x(same, format.format, format.dtype, kRows, inputs);
-      const TestMatrix h = test::random_matrix(same, format.out, kRows, outputs);
-      for (const std::int64_t capacity : {kRows, std::int64_t{64}, std::int64_t{1}}) {
+      const TestInput x(same, format.format, format.dtype, rows, inputs);
+      const TestMatrix h = test::random_matrix(same, format.out, rows, outputs);
+      for (const std::int64_t capacity : {rows, std::min(rows, std::int64_t{64}), std::int64_t{1}}) {
         for (const std::int32_t live : {1, 2, 3, 7, 16, 33, 64, 100, 255, 256, 329}) {
-          if (live > capacity) continue;
-          TestMatrix y(format.out, kRows, outputs);
+          if (live > capacity || live > rows) continue;
+          TestMatrix y(format.out, rows, outputs);
           y.restore(h.snapshot());
           const TestArray<std::int32_t> count({live});
           runner.run_once([&](OpContext& context) {
@@ -181,14 +186,14 @@ TEST_P(Linear, RowsDoNotDependOnTheBatch) {
                              .rows = {capacity, count.get()}});
           });
           if (!first) {
-            TestMatrix whole(format.out, kRows, outputs);
+            TestMatrix whole(format.out, rows, outputs);
             whole.restore(h.snapshot());
             runner.run_once([&](OpContext& context) {
               linear(context, {.x = x.view(),
                                .weight = weight.packed(),
                                .residual = whole.view(),
                                .y = whole.view(),
-                               .rows = {kRows}});
+                               .rows = {rows}});
             });
             first = whole.snapshot();
           }

@@ -84,55 +84,61 @@ TEST(RmsNorm, Shapes) {
         for (const std::int64_t rows : {0, 1, 5}) check({.in = in, .out = out, .rows = rows, .width = width});
         check({.in = in, .out = out, .rows = 5, .width = width, .padding = 3});
       }
-      check({.in = in, .out = out, .rows = 700, .width = 256});
+      check({.in = in, .out = out, .rows = test::at_most_on_simt(700, 150), .width = 256});
       check({.in = in, .out = out, .rows = 9, .width = 32, .groups = 8});
+      check({.in = in, .out = out, .rows = 3, .width = 128, .groups = 5, .padding = 8});
     }
   }
 }
 
 TEST(RmsNorm, InPlaceAndPartlyLive) {
+  const std::int64_t rows = test::at_most_on_simt(300, 40);
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    check({.in = dtype, .out = dtype, .rows = 300, .width = 256, .in_place = true});
+    check({.in = dtype, .out = dtype, .rows = rows, .width = 256, .in_place = true});
     check({.in = dtype, .out = dtype, .rows = 17, .width = 64, .groups = 4, .in_place = true, .padding = 8});
-    for (const std::int64_t live : {0, 1, 299}) {
-      check({.in = dtype, .out = dtype, .rows = 300, .live = live, .width = 256, .in_place = true});
-      check({.in = dtype, .out = dtype, .rows = 300, .live = live, .width = 256});
+    for (const std::int64_t live : {std::int64_t{0}, std::int64_t{1}, rows - 1}) {
+      check({.in = dtype, .out = dtype, .rows = rows, .live = live, .width = 256, .in_place = true});
+      check({.in = dtype, .out = dtype, .rows = rows, .live = live, .width = 256});
     }
   }
 }
 
-// The FP32 output is bit-exact but for the order of the sum of squares, and is what is quantised.
+// The FP32 output is bit-exact but for the order of the sum of squares, and is what is quantised. On the CPU it does
+// not depend on the outputs that are asked for.
 TEST(RmsNorm, QuantisesTheUnroundedNorm) {
   Random random(8);
   Runner runner;
   for (const DType in : {DType::kF32, DType::kBF16}) {
     for (const std::int64_t width : {1, 100, 128, 256, 300, 640, 4096, 5000}) {
-      for (const ScaleKind kind : {ScaleKind::kPerRow, ScaleKind::kPerBlock}) {
-        constexpr std::int64_t kRows = 37;
-        const TestMatrix x = test::random_matrix(random, in, kRows, width);
+      for (const auto& [kind, padding] : {std::pair{ScaleKind::kPerRow, 5},
+                                          {ScaleKind::kPerRow, 8},
+                                          {ScaleKind::kPerBlock, 5},
+                                          {ScaleKind::kPerBlock, 8}}) {
+        const std::int64_t rows = test::at_most_on_simt(37, 5);
+        const TestMatrix x = test::random_matrix(random, in, rows, width);
         const TestArray<float> gamma = test::random_floats(random, width);
-        TestMatrix norm(DType::kF32, kRows, width);
-        TestMatrix y(DType::kBF16, kRows, width);
-        TestOperand coded(kind, kRows, width, 5, 2);
-        RmsNormParams params{.x = x.view(), .gamma = gamma.get(), .width = width, .y = norm.view(), .rows = {kRows}};
+        TestMatrix norm(DType::kF32, rows, width);
+        TestMatrix y(DType::kBF16, rows, width);
+        TestOperand coded(kind, rows, width, padding, 2);
+        RmsNormParams params{.x = x.view(), .gamma = gamma.get(), .width = width, .y = norm.view(), .rows = {rows}};
         runner.run_once([&](OpContext& context) { rms_norm(context, params); });
         params.y = y.view();
         params.quantized = coded.view();
         runner.run([&](OpContext& context) { rms_norm(context, params); }, {&y, &coded.codes, &coded.scales});
 
         const std::int64_t group = kind == ScaleKind::kPerRow ? width : kScaleBlock;
-        for (std::int64_t r = 0; r < kRows; ++r) {
+        for (std::int64_t r = 0; r < rows; ++r) {
           const std::vector<unsigned char> codes = coded.codes.row_bytes(r);
           for (std::int64_t begin = 0; begin < width; begin += group) {
             const std::int64_t end = std::min(begin + group, width);
             float amax = 0.0f;
             for (std::int64_t c = begin; c < end; ++c) amax = std::max(amax, std::abs(norm.get(r, c)));
             const float scale = std::max(amax / 448.0f, 1e-12f);
-            ASSERT_EQ(coded.scale(r, begin), scale) << r;
+            ASSERT_TRUE(test::is_scale(coded.scale(r, begin), scale)) << r;
             for (std::int64_t c = begin; c < end; ++c) {
-              ASSERT_EQ(coded.codes.row_bytes(r)[static_cast<std::size_t>(c)],
-                        to_e4m3(norm.get(r, c) * (1.0f / scale)));
-              ASSERT_EQ(y.get(r, c), to_float(to_bfloat16(norm.get(r, c))));
+              ASSERT_TRUE(test::is_code_of(codes[static_cast<std::size_t>(c)],
+                                           norm.get(r, c) * (1.0f / coded.scale(r, begin))));
+              ASSERT_TRUE(test::is_bfloat16_of(y.get(r, c), norm.get(r, c)));
             }
           }
         }

@@ -9,11 +9,13 @@
 
 #include "backends/cpu/parallel.h"
 #include "backends/cpu/thread_pool.h"
+#include "support/device.h"
 
 namespace onerec::cpu {
 namespace {
 
 TEST(ThreadPool, EveryRankRunsOncePerJob) {
+  ONEREC_CPU_ONLY();
   for (const int threads : {1, 2, 3, 8}) {
     ThreadPool pool(threads);
     std::vector<std::int64_t> calls(static_cast<std::size_t>(threads));
@@ -31,6 +33,7 @@ TEST(ThreadPool, EveryRankRunsOncePerJob) {
 }
 
 TEST(ThreadPool, WorkersThatFellAsleepWakeUp) {
+  ONEREC_CPU_ONLY();
   ThreadPool pool(3);
   for (int round = 0; round < 5; ++round) {
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
@@ -44,6 +47,7 @@ TEST(ThreadPool, WorkersThatFellAsleepWakeUp) {
 }
 
 TEST(ThreadPool, AChildOfForkStartsItsOwnThreads) {
+  ONEREC_CPU_ONLY();
   ThreadPool pool(2);
   const auto both_ran = [&pool] {
     std::atomic<int> sum = 0;
@@ -61,6 +65,7 @@ TEST(ThreadPool, AChildOfForkStartsItsOwnThreads) {
 }
 
 TEST(Parallel, RowsAndTasksAreSharedOutCompletely) {
+  ONEREC_CPU_ONLY();
   ThreadPool pool(4);
   const PoolScope scope(pool);
   for (const std::int64_t rows : {0, 1, 3, 4, 1000}) {

@@ -9,6 +9,8 @@
 namespace onerec::cuda {
 
 std::size_t CudaBackend::beam_force_workspace(const BeamForceParams& params) const {
+  require(params.codebook <= kMaxCodebook, "[beam_force] got a codebook of ", params.codebook, " codes, want at most ",
+          kMaxCodebook, " on this device. Use device 'cpu'.");
   require(params.rows_capacity <= std::numeric_limits<std::int32_t>::max(), "[beam_force] got ", params.rows_capacity,
           " beams, want fewer. Lower the batch.");
   return 0;

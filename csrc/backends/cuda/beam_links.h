@@ -1,12 +1,16 @@
-// What the ops that continue beams hand to their kernels.
+// What the ops of beam search have in common when they hand their params to kernels.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "backends/cuda/kernels/beam_score.cuh"
 #include "ops/beam_search.h"
 
 namespace onerec::cuda {
+
+// What fits a row's share of shared memory.
+inline constexpr std::int64_t kMaxCodebook = std::int64_t{1} << 20;
 
 static_assert(kernels::kBeamLevels == kMaxLevels, "kernels and ops agree on the levels");
 
@@ -17,8 +21,9 @@ static_assert(sizeof(kernels::TrieEdges) == sizeof(TrieLevel) &&
                   offsetof(kernels::TrieEdges, item_begin) == offsetof(TrieLevel, item_begin),
               "the layouts agree");
 
-// Level `level` of a table in device memory; an address, nothing is read.
+// Level `level` of a table in device memory, null without a table; an address, nothing is read.
 inline const kernels::TrieEdges* edges_of(const TrieTable* trie, int level) {
+  if (trie == nullptr) return nullptr;
   const auto* bytes = reinterpret_cast<const std::byte*>(trie) + offsetof(TrieTable, level);
   return reinterpret_cast<const kernels::TrieEdges*>(bytes) + level;
 }

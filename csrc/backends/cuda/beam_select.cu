@@ -14,7 +14,6 @@ namespace {
 
 constexpr const char* kOp = "beam_select";
 // What shared memory has room for: a row's slots, and two lists of keys.
-constexpr std::int64_t kMaxCodebook = std::int64_t{1} << 20;
 constexpr std::int64_t kMaxSlots = std::int64_t{1} << 15;
 constexpr std::int64_t kMaxWidth = 4096;
 

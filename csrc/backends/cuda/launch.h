@@ -23,7 +23,7 @@ struct LaunchShape {
 template <class... Params, class... Args>
 void launch(Stream& stream, const char* name, void (*kernel)(Params...), const LaunchShape& shape, Args&&... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  constexpr std::size_t kDefaultSharedBytes = 48 * 1024;
+  constexpr std::size_t kDefaultSharedBytes = 32 * 1024;  // of 48 KiB: the rest is for static arrays
   if (shape.shared_bytes > kDefaultSharedBytes) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shape.shared_bytes)),

@@ -1,18 +1,14 @@
-// What oracles share: how far an op's result may be from the exact one, and where bits must agree.
+// What oracles share: how far an op's result may be from the exact one.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <string_view>
 
-#include "core/build_info.h"
 #include "support/tensors.h"
+#include "support/tolerance.h"
 
 namespace onerec::test {
-
-// Whether a row of a matrix product has the same bits wherever it is in whichever batch; see backends/cpu/gemm.h.
-inline bool rows_are_independent() { return std::string_view(build_info::kGemmLibrary).starts_with("oneDNN"); }
 
 // Half a unit in the last place of a value of `dtype` near `value`: the error of one rounding.
 inline double rounding_error(DType dtype, double value) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -173,7 +174,7 @@ struct Selection {
     const auto count = std::min(widths[static_cast<std::size_t>(b)], static_cast<std::int64_t>(sorted.size()));
     sorted.clear();
     float lowest = INFINITY;
-    std::map<std::vector<unsigned char>, std::vector<Candidate>> chosen_of;  // by what the row's scores come from
+    std::map<std::string, std::vector<Candidate>> chosen_of;  // by what the row's scores come from
     for (std::int64_t i = next_offsets[b]; i < next_offsets[b] + count; ++i) {
       const Place place(next.ancestry[static_cast<std::size_t>(level)][i], next.codes[i * levels + level]);
       const auto found = left.find(place);
@@ -207,11 +208,10 @@ struct Selection {
   static bool is_lower(float a, float b) { return a < b && !(a >= b - 1e-5f * (1 + std::abs(b))); }
 
   // Rows with the same bytes here give the same logit the same score.
-  std::vector<unsigned char> origin_of(std::int64_t row) const {
-    std::vector<unsigned char> bytes = logits.row_bytes(row);
-    const auto* score = reinterpret_cast<const unsigned char*>(current.scores.get() + row);
-    bytes.insert(bytes.end(), score, score + sizeof(float));
-    return bytes;
+  std::string origin_of(std::int64_t row) const {
+    const std::vector<unsigned char> bytes = logits.row_bytes(row);
+    const auto* score = reinterpret_cast<const char*>(current.scores.get() + row);
+    return std::string(bytes.begin(), bytes.end()) + std::string(score, sizeof(float));
   }
 
   void check_beam(std::int64_t i, const Candidate& want, bool has_parent) const {

@@ -6,6 +6,7 @@
 
 #include "ops/backend.h"
 #include "support/tensors.h"
+#include "support/tolerance.h"
 
 namespace onerec::test {
 
@@ -22,6 +23,7 @@ class TestWeight {
     packed_ = backend.pack_linear(source("test.weight", experts));
   }
 
+  DType dtype() const { return values_.dtype(); }
   const LinearWeight* packed() const { return packed_.get(); }
   LinearWeightSource source(const std::string& name, std::int64_t experts) const {
     return {.name = name,
@@ -101,8 +103,7 @@ inline Dot dot(const TestInput& x, std::int64_t row, const TestWeight& weight, s
     result.sum += product;
     magnitude += std::abs(product);
   }
-  // Far above what sums in any usual order lose, far below one wrong term.
-  result.slack = std::ldexp(magnitude, -21) + 1e-30;
+  result.slack = dot_slack(weight.dtype(), magnitude);
   return result;
 }
 

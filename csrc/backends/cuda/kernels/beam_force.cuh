@@ -31,7 +31,7 @@ static __global__ void __launch_bounds__(kRowThreads, 2) force_kernel(ForceParam
   if (row >= p.row_offsets[p.batch]) return;
   const float* logits = p.logits + row * p.stride;
   find_request(p.row_offsets, p.batch, row, &request);
-  const float lse = row_log_sum_exp(logits, p.codebook, scratch, [](int, float) {});
+  const float lse = row_log_sum_exp(logits, p.codebook, scratch, [](int, float(&)[kRowLoads]) {});
 
   const bool live = p.states[row] >= 0;
   if (live && !isfinite(lse) && threadIdx.x == 0) atomicMax(&p.status[request], 1);

@@ -65,9 +65,9 @@ __device__ __forceinline__ float4 load_four_codes(const float* row, int c, int c
 }
 
 // The log-sum-exp of a row, for every thread of the block. Not finite if a logit is NaN or +inf, or all are -inf.
-// `visit(c, largest)` gets the largest of the four codes from c on, c a multiple of 4, in loops that whole warps take:
-// the lanes of a warp have consecutive fours; c may lie behind the end. `scratch`: kWarp elements of shared memory.
-// Holds a barrier behind the visits.
+// `visit(base, largest)`, which all threads call, gets in largest[k] the largest of the four codes from base + 4 *
+// (threadIdx.x + k * blockDim.x) on, -inf behind the end of the row; it may overwrite the array. `scratch`: kWarp
+// elements of shared memory. Holds a barrier behind the visits.
 template <class Visit>
 __device__ __forceinline__ float row_log_sum_exp(const float* row, int codebook, float2* scratch, Visit visit) {
   const bool aligned = reinterpret_cast<std::uintptr_t>(row) % 16 == 0;
@@ -83,14 +83,15 @@ __device__ __forceinline__ float row_log_sum_exp(const float* row, int codebook,
 #pragma unroll
       for (int k = 0; k < kRowLoads; ++k) four[k] = load_four_codes(row, first + k * threads * 4, codebook);
     }
-    float largest = -INFINITY;
+    float largest[kRowLoads];
+    float largest_of_all = -INFINITY;
 #pragma unroll
     for (int k = 0; k < kRowLoads; ++k) {
-      const float one = fmaxf(fmaxf(four[k].x, four[k].y), fmaxf(four[k].z, four[k].w));
-      visit(first + k * threads * 4, one);
-      largest = fmaxf(largest, one);
+      largest[k] = fmaxf(fmaxf(four[k].x, four[k].y), fmaxf(four[k].z, four[k].w));
+      largest_of_all = fmaxf(largest_of_all, largest[k]);
     }
-    total.raise_to(largest);
+    visit(base, largest);
+    total.raise_to(largest_of_all);
     const float reference = total.reference();
 #pragma unroll
     for (int k = 0; k < kRowLoads; ++k) {

@@ -25,6 +25,29 @@ struct SelectRowsParams {
   std::uint32_t* block_keys;   // out [rows, layout.blocks()]
 };
 
+// Maxima over groups of kLanes neighbouring lanes (a power of two, at most kRowLoads) of values[k], for every k. Every
+// lane of a group keeps its share: afterwards values[i] is the maximum of what was values[result + i], i < kRowLoads /
+// kLanes.
+template <int kLanes>
+__device__ __forceinline__ int share_maxima(float (&values)[kRowLoads]) {
+  int first = 0;
+  int kept = kRowLoads;
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    kept /= 2;
+    const bool upper = (lane_index() & step) != 0;
+#pragma unroll
+    for (int i = 0; i < kRowLoads / 2; ++i) {
+      if (i >= kept) break;
+      const float mine = upper ? values[i + kept] : values[i];
+      const float theirs = upper ? values[i] : values[i + kept];
+      values[i] = fmaxf(mine, __shfl_xor_sync(kAllLanes, theirs, step));
+    }
+    if (upper) first += kept;
+  }
+  return first;
+}
+
 // keys[slot] = the score key of the best candidate there, for the rows of constrained requests. `keys` in shared
 // memory.
 __device__ __forceinline__ void score_edge_groups(const RowLayout& layout, const RowTerms& terms,
@@ -91,12 +114,16 @@ __global__ void __launch_bounds__(kRowThreads, 2) select_rows_kernel(SelectRowsP
 
   const float* logits = p.logits + row * p.stride;
   auto* maxima = dynamic_shared<float>();
-  const float lse = row_log_sum_exp(logits, p.layout.codebook, scratch, [&](int c, float largest) {
+  const float lse = row_log_sum_exp(logits, p.layout.codebook, scratch, [&](int base, float(&largest)[kRowLoads]) {
+    constexpr int kLanes = kGroupCodes / 4;
+    const int threads = static_cast<int>(blockDim.x);
+    const int first = share_maxima<kLanes>(largest);
+    const int group = base / kGroupCodes + static_cast<int>(threadIdx.x) / kLanes + first * (threads / kLanes);
 #pragma unroll
-    for (int step = kGroupCodes / 8; step > 0; step /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
+    for (int i = 0; i < kRowLoads / kLanes; ++i) {
+      const int at = group + i * (threads / kLanes);
+      if (at < p.layout.groups) maxima[at] = largest[i];
     }
-    if (c % kGroupCodes == 0 && c < p.layout.codebook) maxima[c / kGroupCodes] = largest;
   });
 
   if (!(isfinite(lse) && cumulative < INFINITY)) {

@@ -1,0 +1,188 @@
+// Times every kernel of the dense matrix product on shapes read from standard input, one per line: the types
+// (fp8_bf16, bf16_bf16 or bf16_f32), outputs, inputs, rows. Prints a JSON object per kernel and shape:
+// microseconds of one call (the median of replays of a CUDA graph whose calls read weights from memory, not from the
+// cache), and the largest difference from the first kernel's y over that y's largest magnitude.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backends/cuda/cuda_device.h"
+#include "backends/cuda/cuda_error.h"
+#include "backends/cuda/gemm/dense_gemm.h"
+#include "backends/cuda/gemm/gemm_select.h"
+#include "backends/registry.h"
+#include "core/bfloat16.h"
+#include "core/float8.h"
+
+namespace onerec::cuda {
+namespace {
+
+constexpr std::size_t kRotatedBytes = std::size_t{128} << 20;  // above the L2 cache
+constexpr int kReplays = 7;
+constexpr std::int64_t kMostPlainRows = 64;
+
+class Tuner {
+ public:
+  Tuner() : backend_(make_cuda_backend()), stream_(std::make_unique<CudaStream>()) {
+    check(cudaEventCreate(&start_), "make an event");
+    check(cudaEventCreate(&stop_), "make an event");
+    check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, 0), "count multiprocessors");
+  }
+
+  void tune(const std::string& types, std::int64_t outputs, std::int64_t inputs, std::int64_t rows) {
+    const bool fp8 = types == "fp8_bf16";
+    const bool wide = types == "bf16_f32";
+    make_weights(fp8, outputs, inputs);
+    const auto x = upload(random_values(fp8, rows * inputs));
+    const auto scales = upload(std::vector<float>(static_cast<std::size_t>(rows), 0.01f));
+    const std::size_t y_bytes = static_cast<std::size_t>(rows * outputs) * (wide ? 4 : 2);
+    const auto y = backend_->device().allocate(y_bytes);
+    LinearParams params{.x = {.values = {x->data(), fp8 ? DType::kE4M3 : DType::kBF16, rows, inputs, inputs},
+                              .scale_kind = fp8 ? ScaleKind::kPerRow : ScaleKind::kNone,
+                              .scales = fp8 ? static_cast<float*>(scales->data()) : nullptr,
+                              .scale_stride = rows},
+                        .y = {y->data(), wide ? DType::kF32 : DType::kBF16, rows, outputs, outputs},
+                        .rows = {rows, nullptr}};
+    const GemmTypes wanted = fp8 ? GemmTypes::kFp8ToBf16 : wide ? GemmTypes::kBf16ToF32 : GemmTypes::kBf16ToBf16;
+    const int chosen = select_gemm({wanted, rows, outputs, inputs, multiprocessors_});
+    std::vector<float> reference;
+    for (int config = rows <= kMostPlainRows ? kPlainGemm : 0; config < kGemmConfigCount; ++config) {
+      if (config != kPlainGemm && kGemmConfigs[config].types != wanted) continue;
+      params.weight = weights_.front().get();
+      stream_->fill(y->data(), 0xff, y_bytes);
+      linear_with(*stream_, params, config, multiprocessors_);
+      const std::vector<float> result = download(y->data(), rows * outputs, wide);
+      if (reference.empty()) reference = result;
+      const double us = microseconds(params, config);
+      std::printf(
+          "{\"types\": \"%s\", \"outputs\": %lld, \"inputs\": %lld, \"rows\": %lld, \"config\": %d, \"name\": \"%s\", "
+          "\"us\": %.3f, \"difference\": %.2e, \"chosen\": %s}\n",
+          types.c_str(), static_cast<long long>(outputs), static_cast<long long>(inputs), static_cast<long long>(rows),
+          config, config == kPlainGemm ? "plain" : gemm_name(config).c_str(), us, difference(result, reference),
+          config == chosen ? "true" : "false");
+    }
+    std::fflush(stdout);
+  }
+
+ private:
+  void make_weights(bool fp8, std::int64_t outputs, std::int64_t inputs) {
+    if (!weights_.empty() && weights_.front()->outputs == outputs && weights_.front()->inputs == inputs &&
+        (weights_.front()->dtype == DType::kE4M3) == fp8) {
+      return;
+    }
+    weights_.clear();
+    const std::vector<unsigned char> values = random_values(fp8, outputs * inputs);
+    const std::vector<float> scales(static_cast<std::size_t>(outputs), 0.01f);
+    const LinearWeightSource source{.name = "tuned",
+                                    .outputs = outputs,
+                                    .inputs = inputs,
+                                    .format = fp8 ? WeightFormat::kFp8Channel : WeightFormat::kDense,
+                                    .dtype = fp8 ? DType::kE4M3 : DType::kBF16,
+                                    .values = values.data(),
+                                    .scales = fp8 ? scales.data() : nullptr};
+    const std::size_t copies = std::clamp<std::size_t>(kRotatedBytes / values.size(), 2, 64);
+    for (std::size_t i = 0; i < copies; ++i) weights_.push_back(backend_->pack_linear(source));
+  }
+
+  std::vector<unsigned char> random_values(bool fp8, std::int64_t count) {
+    std::vector<unsigned char> bytes(static_cast<std::size_t>(count) * (fp8 ? 1 : 2));
+    std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+    // A prime number of values, repeated: drawing all of them would take longer than the products.
+    constexpr std::int64_t kDrawn = 100003;
+    for (std::int64_t i = 0; i < std::min(count, kDrawn); ++i) {
+      const float value = uniform(random_);
+      if (fp8) {
+        bytes[static_cast<std::size_t>(i)] = to_e4m3(value * 100.0f);
+      } else {
+        reinterpret_cast<BFloat16*>(bytes.data())[i] = to_bfloat16(value);
+      }
+    }
+    const std::size_t period = static_cast<std::size_t>(kDrawn) * (fp8 ? 1 : 2);
+    for (std::size_t i = period; i < bytes.size(); ++i) bytes[i] = bytes[i - period];
+    return bytes;
+  }
+
+  template <class T>
+  std::unique_ptr<Buffer> upload(const std::vector<T>& values) {
+    auto buffer = backend_->device().allocate(values.size() * sizeof(T));
+    stream_->copy_to_device(buffer->data(), values.data(), values.size() * sizeof(T));
+    stream_->synchronize();
+    return buffer;
+  }
+
+  std::vector<float> download(const void* from, std::int64_t count, bool wide) {
+    std::vector<float> out(static_cast<std::size_t>(count));
+    std::vector<BFloat16> narrow(wide ? 0 : out.size());
+    stream_->copy_to_host(wide ? static_cast<void*>(out.data()) : narrow.data(), from, out.size() * (wide ? 4 : 2));
+    stream_->synchronize();
+    for (std::size_t i = 0; i < narrow.size(); ++i) out[i] = to_float(narrow[i]);
+    return out;
+  }
+
+  static double difference(const std::vector<float>& got, const std::vector<float>& want) {
+    double largest = 0.0;
+    double worst = 0.0;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      if (!std::isfinite(got[i])) return 1e9;
+      largest = std::max<double>(largest, std::abs(want[i]));
+      worst = std::max<double>(worst, std::abs(got[i] - want[i]));
+    }
+    return worst / std::max(largest, 1e-30);
+  }
+
+  double microseconds(LinearParams params, int config) {
+    const int calls = static_cast<int>(weights_.size()) * (weights_.size() < 16 ? 4 : 1);
+    stream_->begin_recording();
+    for (int i = 0; i < calls; ++i) {
+      params.weight = weights_[static_cast<std::size_t>(i) % weights_.size()].get();
+      linear_with(*stream_, params, config, multiprocessors_);
+    }
+    const auto recording = stream_->end_recording();
+    recording->replay(*stream_);
+    std::vector<float> times;
+    for (int i = 0; i < kReplays; ++i) {
+      check(cudaEventRecord(start_, stream_->handle()), "time a replay");
+      recording->replay(*stream_);
+      check(cudaEventRecord(stop_, stream_->handle()), "time a replay");
+      check(cudaEventSynchronize(stop_), "time a replay");
+      float milliseconds = 0.0f;
+      check(cudaEventElapsedTime(&milliseconds, start_, stop_), "time a replay");
+      times.push_back(milliseconds);
+    }
+    std::sort(times.begin(), times.end());
+    return 1e3 * static_cast<double>(times[kReplays / 2]) / calls;
+  }
+
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<CudaStream> stream_;
+  cudaEvent_t start_ = nullptr;
+  cudaEvent_t stop_ = nullptr;
+  int multiprocessors_ = 0;
+  std::mt19937 random_{1};
+  std::vector<std::unique_ptr<LinearWeight>> weights_;
+};
+
+}  // namespace
+}  // namespace onerec::cuda
+
+int main() {
+  const std::string reason = onerec::why_no_cuda();
+  if (!reason.empty()) {
+    std::fprintf(stderr, "[tune_gemms] %s\n", reason.c_str());
+    return 2;
+  }
+  onerec::cuda::Tuner tuner;
+  std::string types;
+  std::int64_t outputs = 0;
+  std::int64_t inputs = 0;
+  std::int64_t rows = 0;
+  while (std::cin >> types >> outputs >> inputs >> rows) tuner.tune(types, outputs, inputs, rows);
+  return 0;
+}
