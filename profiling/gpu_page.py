@@ -1,0 +1,180 @@
+"""Writes docs/performance_gpu.md from the figures of bench_engine.py, bench_ops.py and kernel_times.py.
+
+    python profiling/gpu_page.py --engine profiling/results/bench_gpu.json --ops profiling/results/bench_ops.json \
+        --kernels profiling/results/kernels_*.json
+
+Nothing is measured here, and nothing on the page comes from elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs/performance_gpu.md"
+
+Report = dict[str, Any]
+
+
+def markdown(headers: list[str], rows: list[list[str]], align: str) -> str:
+    """A table; `align` has `<` or `>` per column."""
+    marks = ["---" if side == "<" else "---:" for side in align]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [headers, marks, *rows]) + "\n"
+
+
+def circumstances(facts: Report) -> str:
+    """Which machine, software and commit."""
+    return (
+        f"{facts['device']}, driver {facts['driver']}, torch {facts['torch']}, cuDNN {facts['cudnn']}, "
+        f"commit {facts['commit']}"
+    )
+
+
+def generations(report: Report) -> str:
+    """The table of whole generations."""
+    rows = []
+    for run in report["runs"]:
+        rival = run["laps"].get("PyTorch, CUDA graph", {}).get("ms_median")
+        for name, lap in run["laps"].items():
+            floor = lap["floor_ms"]
+            rows.append(
+                [
+                    run["row"] + (", among items" if run["constrained"] else ""),
+                    name,
+                    f"{lap['ms_median']:.2f}",
+                    f"{lap['ms_min']:.2f}",
+                    f"{lap['requests_per_second']:.0f}",
+                    "" if floor is None else f"{floor:.2f}",
+                    f"{rival / lap['ms_median']:.2f}" if rival else "",
+                ]
+            )
+    headers = ["generation", "by", "ms, median", "ms, least", "requests/s", "floor, ms", "PyTorch's graph / this"]
+    return markdown(headers, rows, "<<>>>>>")
+
+
+def ladder(report: Report) -> str:
+    """Our FP8 against our BF16, per generation."""
+    rows = []
+    for run in report["runs"]:
+        laps = run["laps"]
+        if "core bf16" in laps and "core fp8" in laps:
+            ratio = laps["core bf16"]["ms_median"] / laps["core fp8"]["ms_median"]
+            rows.append([run["row"] + (", among items" if run["constrained"] else ""), f"{ratio:.2f}"])
+    return markdown(["generation", "BF16 / FP8"], rows, "<>")
+
+
+def agreements(report: Report) -> str:
+    """What the same run says of the answers."""
+    rows = [[o["what"], o["target"], o["got"], o["outcome"]] for o in report["outcomes"]]
+    return markdown(["answers", "wanted", "got", "outcome"], rows, "<<<<")
+
+
+def op_ratios(report: Report) -> str:
+    """Per kind of op and rival: the geometric mean, least and largest of rival's time / ours."""
+    ratios: dict[tuple[str, str, int], list[float]] = {}
+    for row in report["rows"]:
+        if row["contestant"].startswith("ours") or not row.get("against_ours"):
+            continue
+        kind = row["unit"] if row["unit"] in ("fp8", "bf16") else ""
+        family = _family(row["op"])
+        name = f"{family} {kind}" if kind and kind not in family else family
+        key = (name, row["contestant"], row["rows"])
+        ratios.setdefault(key, []).append(row["against_ours"])
+    cells = []
+    for (op, rival, rows), values in sorted(ratios.items()):
+        mean = math.exp(sum(map(math.log, values)) / len(values))
+        cells.append(
+            [op, rival, str(rows), str(len(values)), f"{mean:.2f}", f"{min(values):.2f}", f"{max(values):.2f}"]
+        )
+    headers = ["op", "rival", "rows", "shapes", "rival / ours, mean", "least", "largest"]
+    return markdown(headers, cells, "<<>>>>>")
+
+
+_LINEARS = ("cross q", "self qkv", "attention o", "gate_up", "down", "head", "router", "shared ")
+
+
+def _family(op: str) -> str:
+    """The row of the table that an op counts towards."""
+    if op.startswith("experts "):
+        return "grouped linear " + op.removeprefix("experts ").split(maxsplit=1)[1]
+    if op.startswith("quantise, "):
+        return "quantise and linear"
+    return "linear" if op.startswith(_LINEARS) else op
+
+
+def page(engine: Report, ops: Report, kernels: list[tuple[str, Report]]) -> str:
+    """The whole page."""
+    reached = ops["ceilings"]
+    pictures = "\n\n".join(
+        f"{report['generation']}: {report['total_us'] / 1e3:.1f} ms under the profiler\n\n"
+        f"![time per kernel](../profiling/results/{name}.png)"
+        for name, report in kernels
+    )
+    return f"""# Performance on the GPU
+
+Written by `profiling/gpu_page.py` from the figures in [profiling/results](../profiling/results). How everything is
+measured: [profiling/README.md](../profiling/README.md).
+
+## Whole generations
+
+{circumstances(engine["facts"])}.
+
+```sh
+{_command(engine)}
+```
+
+Random weights of the report's sizes; beams of {engine["width"]} at all three levels. `core` is a packed batch from host
+memory to host memory, `generate` from item ids to items. The floor is that of `profiling/roofline.py`
+({engine["ceilings"]}).
+
+{generations(engine)}
+{ladder(engine)}
+The answers, compared in the same run:
+
+{agreements(engine)}
+## Ops
+
+{circumstances(ops["facts"])}.
+
+```sh
+{_command(ops)}
+```
+
+Reached by torch on this device: copy {reached["copy"] / 1e12:.2f} TB/s; 8192 x 8192 x 8192 products in BF16
+{reached["bf16"] / 1e12:.0f} and in FP8 {reached["fp8"] / 1e12:.0f} TFLOP/s; attention \
+{reached["attention"] / 1e12:.0f} TFLOP/s. Ratios of times; above 1, ours takes less.
+
+{op_ratios(ops)}
+![roofline](../profiling/results/bench_ops.png)
+
+## Where the time goes
+
+{pictures}
+"""
+
+
+def _command(report: Report) -> str:
+    words = report["facts"]["command"].split()
+    kept = [word for at, word in enumerate(words) if word != "--commit" and words[at - 1] != "--commit"]
+    return " ".join(kept[: kept.index("--json")] if "--json" in kept else kept)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", required=True, help="of bench_engine.py --device cuda")
+    parser.add_argument("--ops", required=True, help="of bench_ops.py")
+    parser.add_argument("--kernels", nargs="*", default=[], help="of kernel_times.py")
+    args = parser.parse_args()
+    load = [json.loads(Path(name).read_text(encoding="utf-8")) for name in (args.engine, args.ops, *args.kernels)]
+    named = [(Path(name).stem, report) for name, report in zip(args.kernels, load[2:], strict=True)]
+    PAGE.write_text(page(load[0], load[1], named), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
