@@ -87,9 +87,15 @@ class Ops:
         self.runner.grouped_linear(operand_tuple(x), weight, offsets.data_ptr(), out, y.shape[0], alignment=alignment)
 
     def rms_norm(
-        self, x: Tensor, gamma: Tensor, eps: float, y: Tensor | None = None, quantized: Operand | None = None
+        self,
+        x: Tensor,
+        gamma: Tensor,
+        eps: float,
+        y: Tensor | None = None,
+        quantized: Operand | None = None,
+        quantized_blocks: Operand | None = None,
     ) -> None:
-        """Either output may be left out; `gamma` is as wide as a row or divides it (a norm per group)."""
+        """Outputs may be left out; `gamma` is as wide as a row or divides it (a norm per group)."""
         width = gamma.shape[0]
         self.runner.rms_norm(
             matrix_tuple(x),
@@ -100,6 +106,7 @@ class Ops:
             groups=x.shape[1] // width,
             y=None if y is None else matrix_tuple(y),
             quantized=None if quantized is None else operand_tuple(quantized),
+            quantized_blocks=None if quantized_blocks is None else operand_tuple(quantized_blocks),
         )
 
     def quantize(self, x: Tensor, quantized: Operand) -> None:
@@ -148,20 +155,22 @@ class Ops:
         self,
         qkv: Sequence[Tensor],
         ancestry: Sequence[Tensor],
-        out: Tensor,
+        out: Tensor | Operand,
         *,
         heads: int,
         kv_heads: int,
         scale: float,
     ) -> None:
+        """`out`: the rows as they are, or their codes per row."""
         self.runner.self_attention(
             [matrix_tuple(step) for step in qkv],
             [rows.data_ptr() for rows in ancestry],
-            matrix_tuple(out),
+            None if isinstance(out, Operand) else matrix_tuple(out),
             heads=heads,
             kv_heads=kv_heads,
             scale=scale,
-            rows=(out.shape[0], 0),
+            rows=(qkv[-1].shape[0], 0),
+            quantized=operand_tuple(out) if isinstance(out, Operand) else None,
         )
 
     def route(

@@ -117,11 +117,13 @@ class _Step:
             self._linear("cross q", layers),
             self._cross(layers),
             self._linear("self qkv", layers),
-            self._moved("self-attention", layers, 4 * c.d_attention + 4 * kv * (self.step + 1)),
+            self._moved(
+                "self-attention", layers, 2 * c.d_attention + 4 * kv * (self.step + 1) + self._code(c.d_attention)
+            ),
             self._linear("attention o", 2 * layers),
         ]
         if self.precision == "fp8":
-            out.append(self._moved("quantize", 2 * layers, 3 * c.d_attention + 4))
+            out.append(self._moved("quantize", layers, 3 * c.d_attention + 4))
         if layers > moe:
             out += self._network("gate_up", "down", layers - moe, c.intermediate_size)
             out.append(self._moved("rms_norm", layers - moe, 2 * d + self._code(d)))
@@ -136,8 +138,8 @@ class _Step:
 
     def _mixture(self, layers: int) -> Iterator[Op]:
         c, d, top_k = self.config, self.config.hidden_size, self.config.num_experts_per_tok
-        fp8 = self.precision == "fp8"
-        yield self._moved("rms_norm", layers, 4 * d + (self._code(d) if fp8 else 0))
+        codes = 1 + min(c.n_shared_experts, 1) if self.precision == "fp8" else 0  # of blocks, and of rows
+        yield self._moved("rms_norm", layers, 4 * d + codes * self._code(d))
         yield self._linear("router", layers)
         yield self._moved("route", layers, 4 * c.n_routed_experts + 16 * top_k)
         yield self._moved("gather_rows", layers, (1 + top_k) * self._code(d))
@@ -146,8 +148,6 @@ class _Step:
         yield self._moved("swiglu", layers, top_k * (4 * width + self._code(width)))
         yield self._grouped("experts down", layers)
         if c.n_shared_experts:
-            if fp8:
-                yield self._moved("rms_norm", layers, 2 * d + self._code(d))
             yield from self._network("shared gate_up", "shared down", layers, c.n_shared_experts * width)
         yield self._moved("moe_combine", layers, 2 * d * (top_k + 2 + min(c.n_shared_experts, 1)))
 

@@ -25,6 +25,7 @@ TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Tests that touch no device.
 HOST_ONLY = (
     "attention_layout",
+    "attention_schedule",
     "batch",
     "block_matmul",
     "float8",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -63,7 +64,8 @@ def winners(lines: Iterable[Line]) -> list[tuple[tuple[str, int, int], int, Line
     out = []
     for (types, outputs, inputs, rows), group in groups.items():
         right = [line for line in group if line["difference"] <= WORST_DIFFERENCE]
-        chosen = next(line for line in group if line["chosen"])
+        # The plain kernel is left out where it takes long; what chose it all the same was wrong.
+        chosen = next((line for line in group if line["chosen"]), {"name": "not measured", "us": math.inf})
         out.append(((types, outputs, inputs), rows, min(right, key=lambda line: float(line["us"])), chosen))
     return out
 

@@ -96,7 +96,7 @@ void run_grouped_linear(OpRunner& runner, const OperandTuple& x, const Weight& w
 
 void run_rms_norm(OpRunner& runner, const MatrixTuple& x, Address gamma, std::int64_t width, double eps,
                   const ExtentTuple& rows, std::int64_t groups, const std::optional<MatrixTuple>& y,
-                  const std::optional<OperandTuple>& quantized) {
+                  const std::optional<OperandTuple>& quantized, const std::optional<OperandTuple>& quantized_blocks) {
   runner.issue(rms_norm, RmsNormParams{.x = matrix(x),
                                        .gamma = pointer<const float>(gamma),
                                        .width = width,
@@ -104,6 +104,7 @@ void run_rms_norm(OpRunner& runner, const MatrixTuple& x, Address gamma, std::in
                                        .eps = static_cast<float>(eps),
                                        .y = matrix(y),
                                        .quantized = operand(quantized),
+                                       .quantized_blocks = operand(quantized_blocks),
                                        .rows = extent(rows)});
 }
 
@@ -145,18 +146,20 @@ void run_cross_attention(OpRunner& runner, const MatrixTuple& q, const MatrixTup
 }
 
 void run_self_attention(OpRunner& runner, const std::vector<MatrixTuple>& qkv, const std::vector<Address>& ancestry,
-                        const MatrixTuple& out, std::int64_t heads, std::int64_t kv_heads, double scale,
-                        const ExtentTuple& rows) {
+                        const std::optional<MatrixTuple>& out, std::int64_t heads, std::int64_t kv_heads, double scale,
+                        const ExtentTuple& rows, const std::optional<OperandTuple>& quantized) {
   require(!qkv.empty() && qkv.size() <= kMaxLevels && ancestry.size() + 1 == qkv.size(), "[op_runner] got ", qkv.size(),
           " steps and ", ancestry.size(), " of ancestry, want 1 to ", kMaxLevels, " steps and one fewer of ancestry.");
   SelfAttentionParams params{.step = static_cast<int>(ancestry.size()),
                              .out = matrix(out),
+                             .quantized = operand(quantized),
                              .heads = heads,
                              .kv_heads = kv_heads,
                              .scale = static_cast<float>(scale),
                              .rows = extent(rows)};
-  check_heads(params.out.cols, heads, kv_heads);
-  params.head_dim = params.out.cols / heads;
+  const std::int64_t width = out ? params.out.cols : params.quantized.values.cols;
+  check_heads(width, heads, kv_heads);
+  params.head_dim = width / heads;
   for (std::size_t s = 0; s < qkv.size(); ++s) params.qkv[s] = matrix(qkv[s]);
   for (std::size_t s = 0; s < ancestry.size(); ++s) params.ancestry[s] = pointer<const std::int32_t>(ancestry[s]);
   runner.issue(self_attention, params);
@@ -266,7 +269,8 @@ void bind_op_runner(py::module_& module) {
       .def("grouped_linear", &run_grouped_linear, arg("x"), arg("weight"), arg("offsets"), arg("y"),
            arg("rows_capacity"), py::kw_only(), arg("alignment") = 1)
       .def("rms_norm", &run_rms_norm, arg("x"), arg("gamma"), arg("width"), arg("eps"), arg("rows"), py::kw_only(),
-           arg("groups") = 1, arg("y") = py::none(), arg("quantized") = py::none())
+           arg("groups") = 1, arg("y") = py::none(), arg("quantized") = py::none(),
+           arg("quantized_blocks") = py::none())
       .def("quantize", &run_quantize, arg("x"), arg("quantized"), arg("rows"))
       .def("swiglu", &run_swiglu, arg("gate_up"), arg("width"), arg("rows"), py::kw_only(), arg("y") = py::none(),
            arg("quantized") = py::none())
@@ -274,7 +278,7 @@ void bind_op_runner(py::module_& module) {
            arg("context_offsets"), arg("row_offsets"), arg("batch"), arg("max_request_rows"), arg("max_request_tokens"),
            arg("heads"), arg("kv_heads"), arg("scale"))
       .def("self_attention", &run_self_attention, arg("qkv"), arg("ancestry"), arg("out"), py::kw_only(), arg("heads"),
-           arg("kv_heads"), arg("scale"), arg("rows"))
+           arg("kv_heads"), arg("scale"), arg("rows"), arg("quantized") = py::none())
       .def("route", &run_route, arg("logits"), arg("bias"), py::kw_only(), arg("experts"), arg("top_k"), arg("score"),
            arg("normalize"), arg("scaling_factor"), arg("alignment"), arg("selected"), arg("weights"), arg("offsets"),
            arg("slots"), arg("sources"), arg("rows"))

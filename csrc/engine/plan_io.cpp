@@ -83,13 +83,18 @@ PlanIo::PlanIo(const PlanShape& shape, const InputSchema& schema, PlanMemory& me
   mirror(excluded_, memory.input, shape.excluded);
   mirror(excluded_offsets_, memory.input, pass.batch + 1);
   mirror(forced_, memory.input, shape.forced ? shape.results * levels : 0);
+  mirror(start_scores_, memory.input, pass.batch);
+  mirror(start_states_, memory.input, pass.batch);
+  // The status goes both ways: it ends the one block and begins the other.
+  void* const status = memory.device.next();
+  mirror(start_status_, memory.input, pass.batch);
   input_.bytes = memory.input.used();
 
-  output_ = {memory.output.next(), memory.device.next(), 0};
+  output_ = {memory.output.next(), status, 0};
+  status_ = {memory.output.allocate_array<std::int32_t>(pass.batch), start_status_.device, pass.batch};
   mirror(scores_, memory.output, shape.results);
   mirror(leaves_, memory.output, shape.results);
   mirror(codes_, memory.output, shape.results * levels);
-  mirror(status_, memory.output, pass.batch);
   output_.bytes = memory.output.used();
   ledger["io"] += memory.device.used() - start;
 
@@ -98,8 +103,13 @@ PlanIo::PlanIo(const PlanShape& shape, const InputSchema& schema, PlanMemory& me
     const bool last = t == levels;
     const std::int64_t rows = last ? shape.results : pass.rows[static_cast<std::size_t>(t)];
     BeamState& state = states_.emplace_back();
-    state.scores = last ? scores_.device : memory.device.allocate_array<float>(rows);
-    state.states = last ? leaves_.device : memory.device.allocate_array<std::int32_t>(rows);
+    if (t == 0) {
+      state.scores = start_scores_.device;
+      state.states = start_states_.device;
+    } else {
+      state.scores = last ? scores_.device : memory.device.allocate_array<float>(rows);
+      state.states = last ? leaves_.device : memory.device.allocate_array<std::int32_t>(rows);
+    }
     state.codes = last ? codes_.device : memory.device.allocate_array<std::int32_t>(rows * levels);
     for (int s = 0; s < t; ++s)
       state.ancestry[static_cast<std::size_t>(s)] = memory.device.allocate_array<std::int32_t>(rows);
@@ -107,13 +117,7 @@ PlanIo::PlanIo(const PlanShape& shape, const InputSchema& schema, PlanMemory& me
   ledger["beam_state"] += memory.device.used() - beams;
 }
 
-void PlanIo::issue_start(Stream& stream) const {
-  stream.copy_to_device(input_.device, input_.host, input_.bytes);
-  const auto rows = static_cast<std::size_t>(shape_.pass.batch);
-  stream.fill(states_[0].scores, 0, rows * sizeof(float));
-  stream.fill(states_[0].states, 0, rows * sizeof(std::int32_t));
-  stream.fill(status_.device, 0, rows * sizeof(std::int32_t));
-}
+void PlanIo::issue_start(Stream& stream) const { stream.copy_to_device(input_.device, input_.host, input_.bytes); }
 
 void PlanIo::issue_finish(Stream& stream) const { stream.copy_to_host(output_.host, output_.device, output_.bytes); }
 
@@ -165,6 +169,9 @@ void PlanIo::load(const Batch& batch) const {
   copy(excluded_.host, batch.excluded, batch.num_excluded());
   copy_offsets(excluded_offsets_.host, batch.excluded_offsets, batch.size, capacity);
   if (shape_.forced) copy(forced_.host, batch.forced, row_offsets_.back().host[batch.size] * levels);
+  std::fill_n(start_scores_.host, capacity, 0.0f);
+  std::fill_n(start_states_.host, capacity, 0);
+  std::fill_n(start_status_.host, capacity, 0);
 }
 
 void PlanIo::read(const Batch& batch, BatchResult& result) const {

@@ -33,7 +33,7 @@ class PlanIo {
  public:
   PlanIo(const PlanShape& shape, const InputSchema& schema, PlanMemory& memory, MemoryLedger& ledger);
 
-  // Issues the one copy in, and sets the beams to their start.
+  // Issues the one copy in, which also sets the beams and the status to their start.
   void issue_start(Stream& stream) const;
   // Issues the one copy out.
   void issue_finish(Stream& stream) const;
@@ -76,11 +76,14 @@ class PlanIo {
   std::vector<Mirrored<std::int32_t>> row_offsets_;  // [levels + 1]: of each step, then of the results
   Mirrored<std::uint8_t> constrained_;
   Mirrored<std::int32_t> excluded_, excluded_offsets_, forced_;
+  Mirrored<float> start_scores_;
+  Mirrored<std::int32_t> start_states_, start_status_;
   Block input_;
 
   std::vector<BeamState> states_;  // [levels + 1]: before each level, then the results
   Mirrored<float> scores_;
-  Mirrored<std::int32_t> leaves_, codes_, status_;
+  Mirrored<std::int32_t> leaves_, codes_;
+  Mirrored<std::int32_t> status_;  // on the device start_status_
   Block output_;
 };
 

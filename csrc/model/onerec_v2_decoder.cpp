@@ -120,7 +120,9 @@ void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t
                              .kv_heads = config.num_context_kv_heads,
                              .head_dim = config.head_dim,
                              .scale = config.attention_scale});
-  project_out(attended, layer.cross_o, h, rows);
+  const Operand out = first_rows(attended_x_, rows.capacity);
+  if (out.quantized()) quantize(context_, {.x = attended, .quantized = out, .rows = rows});
+  project_out(out, layer.cross_o, h, rows);
 }
 
 void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
@@ -130,7 +132,7 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
   const auto l = static_cast<std::size_t>(index);
   const Range range(context_, "self_attention");
   const Operand x = first_rows(x_, rows.capacity);
-  const Matrix attended = first_rows(attended_, rows.capacity);
+  const Operand attended = first_rows(attended_x_, rows.capacity);
   const Matrix qkv = qkv_[t][l];
   normalise(h, layer.self_norm, x, rows);
   linear(context_,
@@ -141,7 +143,8 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
     head_norm(qkv.columns(config.d_attention(), kv), layer.self_k_norm, config.num_key_value_heads, rows);
   }
   SelfAttentionParams params{.step = step,
-                             .out = attended,
+                             .out = values_of(attended),
+                             .quantized = codes_of(attended),
                              .heads = config.num_attention_heads,
                              .kv_heads = config.num_key_value_heads,
                              .head_dim = config.head_dim,
@@ -160,8 +163,8 @@ void OneRecV2Pass::normalise(const Matrix& h, const DeviceArray* gamma, const Op
                       .gamma = gamma->floats(),
                       .width = model_.config().hidden_size,
                       .eps = model_.config().rms_norm_eps,
-                      .y = out.quantized() ? Matrix{} : out.values,
-                      .quantized = out.quantized() ? out : Operand{},
+                      .y = values_of(out),
+                      .quantized = codes_of(out),
                       .rows = rows});
 }
 
@@ -175,13 +178,9 @@ void OneRecV2Pass::head_norm(const Matrix& x, const DeviceArray* gamma, std::int
                       .rows = rows});
 }
 
-void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows) {
-  Operand x = {.values = attended};
-  if (attended_x_.quantized()) {
-    x = first_rows(attended_x_, rows.capacity);
-    quantize(context_, {.x = attended, .quantized = x, .rows = rows});
-  }
-  linear(context_, {.x = x, .weight = layer.get(), .bias = layer.bias_data(), .residual = h, .y = h, .rows = rows});
+void OneRecV2Pass::project_out(const Operand& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows) {
+  linear(context_,
+         {.x = attended, .weight = layer.get(), .bias = layer.bias_data(), .residual = h, .y = h, .rows = rows});
 }
 
 }  // namespace onerec

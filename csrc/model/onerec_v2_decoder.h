@@ -26,7 +26,7 @@ class OneRecV2Pass final : public ModelPass {
   void normalise(const Matrix& h, const DeviceArray* gamma, const Operand& out, const Extent& rows);
   void head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows);
   // h += attended W_o^T
-  void project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows);
+  void project_out(const Operand& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows);
 
   const OneRecV2& model_;
   const PassShape shape_;

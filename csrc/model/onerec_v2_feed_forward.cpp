@@ -66,14 +66,15 @@ FeedForward::FeedForward(const OneRecV2& model, const std::vector<std::int64_t>&
   if (moe->shared.width > 0) shared_out_ = memory.matrix(kActivations, dtype, rows, d);
 }
 
-void FeedForward::normalise(const Matrix& h, const LayerWeights& layer, const Matrix& y, const Operand& quantized,
+void FeedForward::normalise(const Matrix& h, const LayerWeights& layer, const NormOutputs& outputs,
                             const Extent& rows) {
   rms_norm(context_, {.x = h,
                       .gamma = layer.ffn_norm->floats(),
                       .width = model_.config().hidden_size,
                       .eps = model_.config().rms_norm_eps,
-                      .y = y,
-                      .quantized = quantized,
+                      .y = outputs.y,
+                      .quantized = outputs.quantized,
+                      .quantized_blocks = outputs.quantized_blocks,
                       .rows = rows});
 }
 
@@ -83,8 +84,7 @@ void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Exten
     mixture(h, layer, rows);
     return;
   }
-  const bool quantized = x_.quantized();
-  normalise(h, layer, quantized ? Matrix{} : x_.values, quantized ? x_ : Operand{}, rows);
+  normalise(h, layer, {.y = values_of(x_), .quantized = codes_of(x_)}, rows);
   dense(h, layer.dense, x_, h, h, rows);
 }
 
@@ -96,8 +96,8 @@ void FeedForward::dense(const Matrix& h, const FeedForwardWeights& weights, cons
          {.x = x, .weight = weights.gate_up.get(), .bias = weights.gate_up.bias_data(), .y = gate_up, .rows = rows});
   swiglu(context_, {.gate_up = gate_up,
                     .width = weights.width,
-                    .y = hidden.quantized() ? Matrix{} : hidden.values,
-                    .quantized = hidden.quantized() ? hidden : Operand{},
+                    .y = values_of(hidden),
+                    .quantized = codes_of(hidden),
                     .rows = rows});
   linear(context_, {.x = hidden,
                     .weight = weights.down.get(),
@@ -115,6 +115,31 @@ FeedForward::SortedRows FeedForward::sorted_rows(std::int64_t rows) const {
   return {alignment, sorted_capacity(rows, experts, top_k, alignment)};
 }
 
+void FeedForward::expert_hidden(const FeedForwardWeights& weights, const SortedRows& sorted) {
+  if (sorted_hidden_.scale_kind == ScaleKind::kPerBlock) {
+    grouped_swiglu(context_, {.x = sorted_x_,
+                              .weight = weights.gate_up.get(),
+                              .offsets = offsets_,
+                              .width = weights.width,
+                              .gate_up = sorted_gate_up_,
+                              .quantized = sorted_hidden_,
+                              .rows_capacity = sorted.capacity,
+                              .alignment = sorted.alignment});
+    return;
+  }
+  grouped_linear(context_, {.x = sorted_x_,
+                            .weight = weights.gate_up.get(),
+                            .offsets = offsets_,
+                            .y = sorted_gate_up_,
+                            .rows_capacity = sorted.capacity,
+                            .alignment = sorted.alignment});
+  swiglu(context_, {.gate_up = sorted_gate_up_,
+                    .width = weights.width,
+                    .y = values_of(sorted_hidden_),
+                    .quantized = codes_of(sorted_hidden_),
+                    .rows = {sorted.capacity, offsets_ + model_.config().n_routed_experts}});
+}
+
 void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows) {
   const OneRecV2Config& config = model_.config();
   const std::int64_t d = config.hidden_size;
@@ -122,7 +147,14 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
   const SortedRows sorted = sorted_rows(rows.capacity);
   const Extent sorted_extent{sorted.capacity, offsets_ + config.n_routed_experts};
 
-  normalise(h, layer, router_x_, expert_x_.quantized() ? expert_x_ : Operand{}, rows);
+  // One norm for the router, the experts and the shared network. The network's codes have a scale per row.
+  const bool in_blocks = expert_x_.scale_kind == ScaleKind::kPerBlock;
+  const Operand& shared_x = in_blocks ? x_ : expert_x_;
+  if (in_blocks && layer.shared.width > 0) {
+    normalise(h, layer, {.y = router_x_, .quantized = shared_x, .quantized_blocks = expert_x_}, rows);
+  } else {
+    normalise(h, layer, {.y = router_x_, .quantized = codes_of(expert_x_)}, rows);
+  }
   linear(context_, {.x = {.values = router_x_}, .weight = layer.router.get(), .y = router_logits_, .rows = rows});
   route(context_, {.logits = router_logits_,
                    .bias = layer.router_bias->floats(),
@@ -139,17 +171,7 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
                    .sources = sources_,
                    .rows = rows});
   gather_rows(context_, {.x = expert_x_, .sources = sources_, .sorted = sorted_x_, .sorted_rows = sorted_extent});
-  grouped_linear(context_, {.x = sorted_x_,
-                            .weight = layer.experts.gate_up.get(),
-                            .offsets = offsets_,
-                            .y = sorted_gate_up_,
-                            .rows_capacity = sorted.capacity,
-                            .alignment = sorted.alignment});
-  swiglu(context_, {.gate_up = sorted_gate_up_,
-                    .width = layer.experts.width,
-                    .y = sorted_hidden_.quantized() ? Matrix{} : sorted_hidden_.values,
-                    .quantized = sorted_hidden_.quantized() ? sorted_hidden_ : Operand{},
-                    .rows = sorted_extent});
+  expert_hidden(layer.experts, sorted);
   grouped_linear(context_, {.x = sorted_hidden_,
                             .weight = layer.experts.down.get(),
                             .offsets = offsets_,
@@ -159,14 +181,8 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
 
   ConstMatrix shared;
   if (layer.shared.width > 0) {
-    Operand x = {.values = router_x_};
-    if (x_.quantized()) {
-      // The experts' blocks do not serve the shared network, which scales per row: quantise the same norm values again.
-      normalise(h, layer, {}, x_, rows);
-      x = x_;
-    }
     const Matrix out = reshape(shared_out_, rows.capacity, d);
-    dense(h, layer.shared, x, {}, out, rows);
+    dense(h, layer.shared, shared_x, {}, out, rows);
     shared = out;
   }
   moe_combine(context_, {.expert_out = sorted_out_,

@@ -28,8 +28,15 @@ class FeedForward {
   };
   SortedRows sorted_rows(std::int64_t rows) const;
   void mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows);
-  void normalise(const Matrix& h, const LayerWeights& layer, const Matrix& y, const Operand& quantized,
-                 const Extent& rows);
+  // sorted_hidden_ from sorted_x_.
+  void expert_hidden(const FeedForwardWeights& weights, const SortedRows& sorted);
+  // As in RmsNormParams.
+  struct NormOutputs {
+    Matrix y = {};
+    Operand quantized = {};
+    Operand quantized_blocks = {};
+  };
+  void normalise(const Matrix& h, const LayerWeights& layer, const NormOutputs& outputs, const Extent& rows);
 
   const OneRecV2& model_;
   OpContext& context_;

@@ -45,6 +45,10 @@ class PassMemory {
   MemoryLedger& ledger_;
 };
 
+// Where an op that either stores or quantises writes `operand`: one of the two is empty.
+inline Matrix values_of(const Operand& operand) { return operand.quantized() ? Matrix{} : operand.values; }
+inline Operand codes_of(const Operand& operand) { return operand.quantized() ? operand : Operand{}; }
+
 // The scales that go with a weight's format.
 constexpr ScaleKind scale_kind_for(WeightFormat format) {
   switch (format) {

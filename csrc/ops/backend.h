@@ -10,6 +10,7 @@
 #include "ops/embed_context.h"
 #include "ops/embed_step.h"
 #include "ops/grouped_linear.h"
+#include "ops/grouped_swiglu.h"
 #include "ops/linear.h"
 #include "ops/moe.h"
 #include "ops/quantize.h"
@@ -40,6 +41,9 @@ class Backend {
   }
   virtual std::size_t grouped_linear_workspace(const GroupedLinearParams&) const { return 0; }
   virtual void grouped_linear(Stream&, const GroupedLinearParams&, Workspace) = 0;
+  // Whether grouped_swiglu() does these params in one kernel; if not, the op issues its parts.
+  virtual bool fuses_grouped_swiglu(const GroupedSwigluParams&) const { return false; }
+  virtual void grouped_swiglu(Stream&, const GroupedSwigluParams&);
   virtual void rms_norm(Stream&, const RmsNormParams&) = 0;
   virtual void quantize(Stream&, const QuantizeParams&) = 0;
   virtual void swiglu(Stream&, const SwigluParams&) = 0;

@@ -9,6 +9,17 @@ namespace {
 
 constexpr const char* kOp = "rms_norm";
 
+void check_codes(const OpContext& context, const RmsNormParams& p, const char* name, const Operand& operand,
+                 std::int64_t rows) {
+  const Matrix& codes = operand.values;
+  if (codes.data == nullptr) return;
+  require(p.groups == 1, "[rms_norm] got ", p.groups,
+          " groups with quantized output, want 1. Quantise in a second step.");
+  check_quantized(kOp, name, operand, rows, p.width);
+  check_apart(context, kOp, "x", p.x, name, codes, rows);
+  if (p.y.data != nullptr) check_apart(context, kOp, "y", p.y, name, codes, rows);
+}
+
 void check(const OpContext& context, const RmsNormParams& p) {
   check_at_least(kOp, "width", p.width, 1);
   check_at_least(kOp, "groups", p.groups, 1);
@@ -26,13 +37,14 @@ void check(const OpContext& context, const RmsNormParams& p) {
     check_matrix(kOp, "y", p.y, {DType::kF32, DType::kBF16}, rows, cols);
     check_same_or_apart(context, kOp, "x", p.x, "y", p.y, rows);
   }
-  if (codes.data != nullptr) {
-    require(p.groups == 1, "[rms_norm] got ", p.groups,
-            " groups with quantized output, want 1. Quantise in a second step.");
-    check_quantized(kOp, "quantized", p.quantized, rows, cols);
-    check_apart(context, kOp, "x", p.x, "quantized", codes, rows);
-    if (p.y.data != nullptr) check_apart(context, kOp, "y", p.y, "quantized", codes, rows);
-  }
+  check_codes(context, p, "quantized", p.quantized, rows);
+  if (p.quantized_blocks.values.data == nullptr) return;
+  require(codes.data != nullptr && p.quantized.scale_kind == ScaleKind::kPerRow,
+          "[rms_norm] got quantized_blocks without codes per row in quantized, want both. Pass a single kind as "
+          "quantized.");
+  check_quantized(kOp, "quantized_blocks", p.quantized_blocks, ScaleKind::kPerBlock, rows, cols);
+  check_codes(context, p, "quantized_blocks", p.quantized_blocks, rows);
+  check_apart(context, kOp, "quantized", codes, "quantized_blocks", p.quantized_blocks.values, rows);
 }
 
 }  // namespace

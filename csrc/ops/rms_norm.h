@@ -7,15 +7,17 @@
 namespace onerec {
 
 // Each row of x holds `groups` consecutive groups of gamma's width, each normalised on its own (groups = 1: RMSNorm of
-// the row; groups = heads: qk-norm). Both outputs may be asked for; `y` may be x itself.
+// the row; groups = heads: qk-norm). Any of the outputs may be asked for together; `y` may be x itself. gamma is a
+// weight: nothing that is still under way in the stream writes it.
 struct RmsNormParams {
   ConstMatrix x = {};            // [rows, groups * width], FP32 or BF16
   const float* gamma = nullptr;  // [width]
   std::int64_t width = 0;
   std::int64_t groups = 1;
   float eps = 1e-6f;
-  Matrix y = {};           // [rows, groups * width] of FP32 or BF16, or data = null
-  Operand quantized = {};  // E4M3 codes of the FP32 norm value, kPerRow or kPerBlock, groups = 1; or data = null
+  Matrix y = {};                  // [rows, groups * width] of FP32 or BF16, or data = null
+  Operand quantized = {};         // E4M3 codes of the FP32 norm value, kPerRow or kPerBlock, groups = 1; or data = null
+  Operand quantized_blocks = {};  // beside kPerRow codes in `quantized`: those of kPerBlock; or data = null
   Extent rows = {};
 };
 

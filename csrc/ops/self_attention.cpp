@@ -27,8 +27,22 @@ void self_attention(OpContext& context, const SelfAttentionParams& params) {
     check_pointer(kOp, "qkv of an earlier step", params.qkv[s].data);
     check_pointer(kOp, "ancestry", params.ancestry[s]);
   }
-  check_matrix(kOp, "out", params.out, {own.dtype}, params.rows.capacity, params.heads * params.head_dim);
-  check_apart(context, kOp, "out", params.out, "qkv", own, params.rows.capacity);
+  const std::int64_t out_width = params.heads * params.head_dim;
+  const std::int64_t rows = params.rows.capacity;
+  const bool plain = params.out.data != nullptr;
+  const bool coded = params.quantized.values.data != nullptr;
+  require(!(plain && coded),
+          "[self_attention] got both out and quantized, want one of them. Leave the other's data null.");
+  require(plain || coded || rows == 0,
+          "[self_attention] got neither out nor quantized, want one of them. Pass its address.");
+  if (plain) {
+    check_matrix(kOp, "out", params.out, {own.dtype}, rows, out_width);
+    check_apart(context, kOp, "out", params.out, "qkv", own, rows);
+  }
+  if (coded) {
+    check_quantized(kOp, "quantized", params.quantized, ScaleKind::kPerRow, rows, out_width);
+    check_apart(context, kOp, "quantized", params.quantized.values, "qkv", own, rows);
+  }
 
   if (!workspace_ready(context, kOp, 0)) return;
   context.backend.self_attention(context.stream, params);

@@ -55,8 +55,9 @@ class Tuner {
     const GemmTypes wanted = fp8 ? GemmTypes::kFp8ToBf16 : wide ? GemmTypes::kBf16ToF32 : GemmTypes::kBf16ToBf16;
     const int chosen = select_gemm({wanted, rows, outputs, inputs, multiprocessors_});
     std::vector<float> reference;
-    for (int config = rows <= kMostPlainRows ? kPlainGemm : 0; config < kGemmConfigCount; ++config) {
-      if (config != kPlainGemm && kGemmConfigs[config].types != wanted) continue;
+    for (int config = kPlainGemm; config < kGemmConfigCount; ++config) {
+      if (config == kPlainGemm ? rows > kMostPlainRows && chosen != kPlainGemm : kGemmConfigs[config].types != wanted)
+        continue;
       params.weight = weights_.front().get();
       stream_->fill(y->data(), 0xff, y_bytes);
       linear_with(*stream_, params, config, multiprocessors_);

@@ -118,6 +118,7 @@ class OpRunner:
         groups: int = 1,
         y: _Matrix | None = None,
         quantized: _Operand | None = None,
+        quantized_blocks: _Operand | None = None,
     ) -> None: ...
     def quantize(self, x: _Matrix, quantized: _Operand, rows: _Extent) -> None: ...
     def swiglu(
@@ -149,12 +150,13 @@ class OpRunner:
         self,
         qkv: list[_Matrix],
         ancestry: list[int],
-        out: _Matrix,
+        out: _Matrix | None,
         *,
         heads: int,
         kv_heads: int,
         scale: float,
         rows: _Extent,
+        quantized: _Operand | None = None,
     ) -> None: ...
     def route(
         self,

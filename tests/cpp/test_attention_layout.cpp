@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -20,7 +21,7 @@ namespace {
 using test::Random;
 using test::uniform;
 
-constexpr int kTileRows = 128;
+constexpr int kTileRows = kFlashTokens;
 
 // The copy engine's 128-byte swizzle: bits 4 to 6 of an address change with bits 7 to 9.
 int swizzled(int offset) { return offset ^ ((offset >> 3) & 0x70); }
@@ -35,6 +36,9 @@ TEST(AttentionLayout, ChunksAreWhereTheCopyEnginePutsThem) {
           const int offset = chunk_offset(rows, row, chunk);
           EXPECT_EQ(offset, panel + swizzled(row * kPanelRowBytes + chunk % kPanelChunks * kChunkBytes));
           EXPECT_EQ((offset - panel) / kPanelRowBytes, row);
+          for (const int within : {0, 12}) {
+            EXPECT_EQ(move_to_chunk(rows, chunk_offset(rows, row, 0) + within, chunk), offset + within);
+          }
           taken.insert(offset);
         }
       }
@@ -266,58 +270,126 @@ struct Ring {
   }
   bool is_filled(int use) const { return filled[ring_stage(use, stages())].passes(ring_parity(use, stages())); }
   void check(int use) const { ASSERT_EQ(content[ring_stage(use, stages())], use); }
-  void release(int use) { emptied[ring_stage(use, stages())].arrive(); }
+  void release(int use) {
+    check(use);
+    emptied[ring_stage(use, stages())].arrive();
+  }
+};
+
+// The barriers by which two warpgroups take turns: how often each may go ahead.
+struct TurnTaking {
+  std::array<int, 2> granted = {1, 0};
+
+  bool take(int consumer) {
+    if (granted[consumer] == 0) return false;
+    --granted[consumer];
+    return true;
+  }
+  void pass(int consumer) { ASSERT_EQ(++granted[1 - consumer], 1); }
+};
+
+struct Block {
+  bool separate;
+  Ring items{kItemSlots, kFlashWarpgroups};
+  Ring keys{separate ? 2 : 5, kFlashWarpgroups};
+  Ring own_values{2, kFlashWarpgroups};
+  TurnTaking turns = {};
+
+  Ring& values() { return separate ? own_values : keys; }
+};
+
+struct Item {
+  int tiles;
+  bool both;  // warpgroups have rows
 };
 
 // What a copying thread or a warpgroup does next; false while it has to wait. In the order of flash_attention.cuh.
 using Step = std::function<bool()>;
 
-std::vector<Step> copies(Ring& keys, Ring* values, int count) {
+std::vector<Step> copies(Block& block, const std::vector<Item>& items) {
   std::vector<Step> steps;
-  for (int use = 0; use < count; ++use) {
-    steps.push_back([&keys, use] { return keys.fill(use); });
-    if (values != nullptr && use > 0) steps.push_back([values, use] { return values->fill(use - 1); });
+  const auto fill = [&](Ring& ring, int use) { steps.push_back([&ring, use] { return ring.fill(use); }); };
+  int use = 0;
+  for (std::size_t number = 0; number < items.size(); ++number) {
+    fill(block.items, static_cast<int>(number));
+    for (int tile = 0; tile < items[number].tiles; ++tile) {
+      fill(block.keys, use + tile);
+      if (block.separate && tile > 0) fill(block.own_values, use + tile - 1);
+    }
+    use += items[number].tiles;
+    if (block.separate && items[number].tiles > 0) fill(block.own_values, use - 1);
   }
-  if (values != nullptr) steps.push_back([values, count] { return values->fill(count - 1); });
+  fill(block.items, static_cast<int>(items.size()));
   return steps;
 }
 
-std::vector<Step> products(Ring& keys, Ring* separate, int count) {
-  Ring* const values = separate == nullptr ? &keys : separate;
+std::vector<Step> products(Block& block, const std::vector<Item>& items, int consumer) {
   std::vector<Step> steps;
-  const auto await = [&](Ring* ring, int use) { steps.push_back([ring, use] { return ring->is_filled(use); }); };
-  const auto read = [&](Ring* ring, int use) { steps.push_back([ring, use] { return ring->check(use), true; }); };
-  const auto release = [&](Ring* ring, int use) { steps.push_back([ring, use] { return ring->release(use), true; }); };
-  await(&keys, 0);
-  await(values, 0);
-  read(&keys, 0);
-  if (separate != nullptr) release(&keys, 0);
-  for (int use = 1; use < count; ++use) {
-    if (use > 1) release(values, use - 2);
-    await(&keys, use);
-    await(values, use - 1);
-    read(&keys, use);
-    read(values, use - 1);
-    if (separate != nullptr) release(&keys, use);
+  const auto await = [&](Ring& ring, int use) { steps.push_back([&ring, use] { return ring.is_filled(use); }); };
+  const auto read = [&](Ring& ring, int use) { steps.push_back([&ring, use] { return ring.check(use), true; }); };
+  const auto release = [&](Ring& ring, int use) { steps.push_back([&ring, use] { return ring.release(use), true; }); };
+  int use = 0;
+  for (std::size_t number = 0; number < items.size(); ++number) {
+    const auto [tiles, both] = items[number];
+    const int end = use + tiles;
+    const auto take = [&] {
+      if (both) steps.push_back([&block, consumer] { return block.turns.take(consumer); });
+    };
+    const auto pass = [&] {
+      if (both) steps.push_back([&block, consumer] { return block.turns.pass(consumer), true; });
+    };
+    await(block.items, static_cast<int>(number));
+    if (!both && consumer > 0) {
+      for (int i = use; i < end; ++i) {
+        await(block.keys, i);
+        release(block.keys, i);
+        if (!block.separate) continue;
+        await(block.own_values, i);
+        release(block.own_values, i);
+      }
+    } else if (tiles > 0) {
+      await(block.keys, use);
+      take();
+      read(block.keys, use);
+      pass();
+      await(block.values(), use);
+      if (block.separate) release(block.keys, use);
+      for (int i = use + 1; i < end; ++i) {
+        if (i > use + 1) release(block.values(), i - 2);
+        await(block.keys, i);
+        await(block.values(), i - 1);
+        take();
+        read(block.keys, i);
+        read(block.values(), i - 1);
+        pass();
+        if (block.separate) release(block.keys, i);
+      }
+      if (tiles > 1) release(block.values(), end - 2);
+      await(block.values(), end - 1);
+      take();
+      read(block.values(), end - 1);
+      pass();
+      release(block.values(), end - 1);
+    }
+    release(block.items, static_cast<int>(number));
+    use = end;
   }
-  if (count > 1) release(values, count - 2);
-  await(values, count - 1);
-  read(values, count - 1);
+  await(block.items, static_cast<int>(items.size()));
+  if (consumer == 0) steps.push_back([&block] { return block.turns.take(0); });
   return steps;
 }
 
-TEST(AttentionLayout, TheRingNeitherBlocksNorOverwrites) {
+TEST(AttentionLayout, ABlockNeitherBlocksNorOverwritesWhatIsRead) {
   Random random(2);
   for (int round = 0; round < 400; ++round) {
-    const bool separate = round % 2 == 0;
-    const int stages = separate ? 2 : 4;
-    const int count = static_cast<int>(uniform(random, 1, 13));
-    const int consumers = static_cast<int>(uniform(random, 1, 2));
-    Ring keys(stages, consumers);
-    Ring values(stages, consumers);
-    Ring* const own_values = separate ? &values : nullptr;
-    std::vector<std::vector<Step>> threads = {copies(keys, own_values, count)};
-    for (int i = 0; i < consumers; ++i) threads.push_back(products(keys, own_values, count));
+    Block block{.separate = round % 2 == 0};
+    std::vector<Item> items(uniform(random, 0, 6));
+    for (Item& item : items) {
+      item = {.tiles = static_cast<int>(uniform(random, 0, round % 3 == 0 ? 12 : 4)),
+              .both = uniform(random, 0, 3) > 0};
+    }
+    std::vector<std::vector<Step>> threads = {copies(block, items)};
+    for (int i = 0; i < kFlashWarpgroups; ++i) threads.push_back(products(block, items, i));
     std::vector<std::size_t> next(threads.size(), 0);
     const auto finished = [&](std::size_t t) { return next[t] == threads[t].size(); };
     while (true) {
@@ -334,50 +406,10 @@ TEST(AttentionLayout, TheRingNeitherBlocksNorOverwrites) {
         moved = threads[t][next[t]]();
         if (moved) ++next[t];
       }
-      ASSERT_TRUE(moved) << "all wait, " << count << " tiles";
+      ASSERT_TRUE(moved) << "all wait, " << items.size() << " items";
       ASSERT_FALSE(HasFatalFailure());
     }
-  }
-}
-
-// --- work ---
-
-TEST(AttentionLayout, SplitsCoverTheTilesOnce) {
-  for (int splits = 1; splits <= 16; ++splits) {
-    for (int tiles = 0; tiles <= 70; ++tiles) {
-      int next = 0;
-      for (int split = 0; split < splits; ++split) {
-        const TileRange range = split_tiles(tiles, splits, split);
-        EXPECT_EQ(range.begin, next);
-        EXPECT_LE(range.end - range.begin, (tiles + splits - 1) / splits);
-        next = range.end;
-      }
-      EXPECT_EQ(next, tiles);
-    }
-  }
-}
-
-TEST(AttentionLayout, QueriesOfAGroupAreItsHeadsRowByRow) {
-  const AttentionQuery query = query_at(100, 2, 7, 7 * 3 + 5);
-  EXPECT_EQ(query.row, 103);
-  EXPECT_EQ(query.head, 2 * 7 + 5);
-  EXPECT_EQ(query_at(0, 13, 1, 511).row, 511);
-  EXPECT_EQ(query_at(0, 13, 1, 511).head, 13);
-}
-
-TEST(AttentionLayout, SplitsOnlyWhereMultiprocessorsWouldIdle) {
-  EXPECT_EQ(choose_splits(448, 24, 132), 1);  // enough blocks
-  EXPECT_EQ(choose_splits(106, 24, 132), 1);
-  EXPECT_EQ(choose_splits(56, 4, 132), 1);   // few tiles
-  EXPECT_EQ(choose_splits(56, 24, 132), 2);  // 112 blocks of 12 tiles
-  EXPECT_EQ(choose_splits(14, 24, 132), 8);  // 112 blocks of 3
-  EXPECT_EQ(choose_splits(0, 24, 132), 1);
-  for (const std::int64_t blocks : {1, 2, 14, 30, 56, 80, 105}) {
-    for (const std::int64_t tiles : {0, 1, 5, 8, 24, 100}) {
-      const int splits = choose_splits(blocks, tiles, 132);
-      EXPECT_GE(splits, 1);
-      EXPECT_LE(splits, std::max<std::int64_t>(tiles, 1));
-    }
+    EXPECT_EQ(block.turns.granted, (std::array<int, 2>{0, 0}));
   }
 }
 

@@ -141,9 +141,15 @@ void check_shape(const Shape& shape, Random& random) {
   check(problem);
 }
 
+// The emulation has no tensor cores and is slow.
+std::vector<std::int64_t> head_dims() {
+  if (test_device() == TestDevice::kSimt) return {64};
+  return {64, 128};
+}
+
 TEST(CrossAttentionAligned, OneTile) {
   Random random(1);
-  for (const std::int64_t head_dim : {64, 128}) {
+  for (const std::int64_t head_dim : head_dims()) {
     for (const bool shared : {true, false}) {
       check_shape({{1}, {1}, 1, 1, head_dim, shared}, random);
       check_shape({{64}, {128}, 1, 1, head_dim, shared}, random);
@@ -154,7 +160,7 @@ TEST(CrossAttentionAligned, OneTile) {
 
 TEST(CrossAttentionAligned, SeveralTiles) {
   Random random(2);
-  for (const std::int64_t head_dim : {64, 128}) {
+  for (const std::int64_t head_dim : head_dims()) {
     for (const bool shared : {true, false}) {
       // Up to four tiles there is one split.
       check_shape({{70}, {129}, 1, 1, head_dim, shared, 0, 5}, random);
@@ -165,7 +171,7 @@ TEST(CrossAttentionAligned, SeveralTiles) {
 
 TEST(CrossAttentionAligned, Splits) {
   Random random(3);
-  for (const std::int64_t head_dim : {64, 128}) {
+  for (const std::int64_t head_dim : head_dims()) {
     for (const bool shared : {true, false}) {
       check_shape({{3}, {1500}, 2, 2, head_dim, shared, 2, 7}, random);
       check_shape({{3, 5, 0, 2}, {20, 700, 30, 0}, 2, 1, head_dim, shared, 0, 300}, random);
@@ -175,11 +181,37 @@ TEST(CrossAttentionAligned, Splits) {
 
 TEST(CrossAttentionAligned, GroupsShareTheirContext) {
   Random random(4);
-  for (const std::int64_t head_dim : {64, 128}) {
+  for (const std::int64_t head_dim : head_dims()) {
     check_shape({{1, 1, 1}, {200, 3, 130}, 14, 2, head_dim, true, 0, 9}, random);
     check_shape({{31, 12}, {140, 129}, 10, 2, head_dim, true, 5, 60}, random);
     check_shape({{13}, {257}, 5, 1, head_dim, false}, random);
+    check_shape({{1, 3}, {140, 20}, 64, 1, head_dim}, random);
+    check_shape({{2}, {20}, 65, 1, head_dim}, random);
   }
+}
+
+// More tiles of queries than multiprocessors, so that blocks take several: of both warpgroups and of one, with and
+// without tokens, and none at all.
+TEST(CrossAttentionAligned, BlocksTakeSeveralTilesOfQueries) {
+  Random random(8);
+  const std::int64_t requests = at_most_on_simt(200, 6);
+  for (const std::int64_t head_dim : {64, 128}) {
+    for (const bool shared : {true, false}) {
+      Shape shape{.rows = {}, .tokens = {}, .heads = 2, .kv_heads = 2, .head_dim = head_dim, .shared_kv = shared};
+      for (std::int64_t b = 0; b < requests; ++b) {
+        const bool large = uniform(random, 0, 40) == 0;
+        shape.rows.push_back(large ? uniform(random, 60, 200) : uniform(random, 0, 3));
+        shape.tokens.push_back(uniform(random, 0, 5) == 0 ? 0 : uniform(random, 1, large ? 300 : 30));
+      }
+      check_shape(shape, random);
+    }
+  }
+  Shape grouped{.rows = {}, .tokens = {}, .heads = 14, .kv_heads = 2, .head_dim = 64};
+  for (std::int64_t b = 0; b < requests; ++b) {
+    grouped.rows.push_back(uniform(random, 0, 12) == 0 ? uniform(random, 8, 30) : uniform(random, 0, 2));
+    grouped.tokens.push_back(uniform(random, 0, 20) == 0 ? 200 : uniform(random, 0, 5));
+  }
+  check_shape(grouped, random);
 }
 
 TEST(CrossAttentionAligned, RaggedRequests) {
@@ -203,7 +235,7 @@ TEST(CrossAttentionAligned, RaggedRequests) {
 // The next request's tokens share the last tile of a request, whose rows must not see them.
 TEST(CrossAttentionAligned, KeepsNonFiniteValuesInTheirRequest) {
   Random random(6);
-  for (const std::int64_t head_dim : {64, 128}) {
+  for (const std::int64_t head_dim : head_dims()) {
     for (const float bad : {std::nanf(""), INFINITY, -INFINITY}) {
       Problem x({{20, 20, 20}, {150, 50, 140}, 2, 2, head_dim}, random);
       x.k.set(150 + 3, head_dim + 5, bad);

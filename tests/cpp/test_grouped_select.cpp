@@ -98,7 +98,8 @@ TEST(GroupedSelect, EveryAlignmentHasAKernelOfEveryFormat) {
 TEST(GroupedSelect, ConfigsHaveTheirOwnNames) {
   std::set<std::string> names;
   for (const GroupedConfig& config : grouped_configs()) names.insert(config.name);
-  EXPECT_EQ(names.size(), grouped_configs().size());
+  for (const GroupedConfig& config : grouped_swiglu_configs()) names.insert(config.name);
+  EXPECT_EQ(names.size(), grouped_configs().size() + grouped_swiglu_configs().size());
 }
 
 // What the copy engine or the store cannot do goes to the plain kernels.
@@ -125,6 +126,35 @@ TEST(GroupedSelect, PlainWhereTensorCoresCannot) {
   EXPECT_EQ(choice(WeightFormat::kFp8Channel, [](Problem& p) { p.params.x.scale_stride += 1; }), "fp8_channel_128x64");
   EXPECT_EQ(choice(WeightFormat::kDense, [](Problem& p) { p.weight.inputs = 1400; }), "bf16_128x64");
   EXPECT_EQ(choice(WeightFormat::kDense, [](Problem& p) { p.weight.dtype = DType::kF32; }), "plain");
+}
+
+TEST(GroupedSelect, SwigluWhereTilesAreWholeBlocks) {
+  const auto choice = [](std::int64_t alignment, auto&& change) -> std::string {
+    Problem problem(WeightFormat::kFp8Block, alignment);
+    const GroupedLinearParams& p = problem.params;
+    GroupedSwigluParams params{.x = p.x,
+                               .weight = p.weight,
+                               .offsets = p.offsets,
+                               .width = 1408,
+                               .gate_up = p.y,
+                               .quantized = {.values = {problem.address, DType::kE4M3, p.rows_capacity, 1408, 1408}},
+                               .rows_capacity = p.rows_capacity,
+                               .alignment = p.alignment};
+    change(params);
+    const int config = choose_grouped_swiglu_config(params);
+    return config == kUnfusedSwiglu ? "unfused" : grouped_swiglu_configs()[static_cast<std::size_t>(config)].name;
+  };
+  const auto as_is = [](GroupedSwigluParams&) {};
+  EXPECT_EQ(choice(8, as_is), "unfused");
+  EXPECT_EQ(choice(16, as_is), "swiglu_fp8_block_256x16");
+  EXPECT_EQ(choice(32, as_is), "swiglu_fp8_block_256x32");
+  EXPECT_EQ(choice(192, as_is), "swiglu_fp8_block_256x64");
+  EXPECT_EQ(choice(128, as_is), "swiglu_fp8_block_256x128");
+  EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.width = 1400; }), "unfused");
+  EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.gate_up.dtype = DType::kF32; }), "unfused");
+  EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.quantized.values.stride += 8; }), "unfused");
+  EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.x.scale_stride += 1; }), "unfused");
+  EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.rows_capacity = 0; }), "unfused");
 }
 
 using Tile = std::pair<int, int>;  // first token, first output

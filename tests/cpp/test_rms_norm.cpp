@@ -147,6 +147,47 @@ TEST(RmsNorm, QuantisesTheUnroundedNorm) {
   }
 }
 
+// Both kinds of codes and the rows themselves in one go are what each is alone.
+TEST(RmsNorm, QuantisesInTwoWaysAtOnce) {
+  Random random(9);
+  Runner runner;
+  for (const DType in : {DType::kF32, DType::kBF16}) {
+    for (const auto& [width, padding] : {std::pair{100, 5}, {128, 8}, {304, 8}, {1792, 8}, {9216, 8}, {17000, 8}}) {
+      // On a GPU the alignment of what is written decides how the row is read, and with it the order of its sum.
+      if (width % 16 != 0 && test::test_device() == test::TestDevice::kCuda) continue;
+      const std::int64_t rows = test::at_most_on_simt(37, 3);
+      const TestArray<std::int32_t> live({static_cast<std::int32_t>(rows - 1)});
+      TestMatrix x = test::random_matrix(random, in, rows, width);
+      const TestArray<float> gamma = test::random_floats(random, width);
+      TestMatrix y(in, rows, width), y_alone(in, rows, width);
+      TestOperand by_row(ScaleKind::kPerRow, rows, width, padding), by_row_alone = by_row;
+      TestOperand by_block(ScaleKind::kPerBlock, rows, width, padding, 2), by_block_alone = by_block;
+      RmsNormParams params{.x = x.view(), .gamma = gamma.get(), .width = width, .rows = {rows, live.get()}};
+      const auto issue = [&](OpContext& context) { rms_norm(context, params); };
+      params.y = y_alone.view();
+      runner.run_once(issue);
+      params.y = {};
+      params.quantized = by_row_alone.view();
+      runner.run_once(issue);
+      params.quantized = by_block_alone.view();
+      runner.run_once(issue);
+      params.y = y.view();
+      params.quantized = by_row.view();
+      params.quantized_blocks = by_block.view();
+      runner.run(issue, {&y, &by_row.codes, &by_row.scales, &by_block.codes, &by_block.scales});
+      EXPECT_TRUE(y.snapshot() == y_alone.snapshot()) << width;
+      EXPECT_TRUE(by_row.codes.snapshot() == by_row_alone.codes.snapshot()) << width;
+      EXPECT_TRUE(by_row.scales.snapshot() == by_row_alone.scales.snapshot()) << width;
+      EXPECT_TRUE(by_block.codes.snapshot() == by_block_alone.codes.snapshot()) << width;
+      EXPECT_TRUE(by_block.scales.snapshot() == by_block_alone.scales.snapshot()) << width;
+      params.y = x.view();  // in place
+      runner.run_once(issue);
+      EXPECT_TRUE(x.row_bytes(0) == y.row_bytes(0)) << width;
+      EXPECT_TRUE(by_block.codes.snapshot() == by_block_alone.codes.snapshot()) << width;
+    }
+  }
+}
+
 TEST(RmsNorm, RowsDoNotDependOnTheBatch) {
   Random random(4);
   const TestMatrix x = test::random_matrix(random, DType::kBF16, 600, 256);
@@ -202,6 +243,20 @@ TEST(RmsNorm, RefusesWhatItCannotDo) {
             }),
             "");
   EXPECT_NE(refusal([&](RmsNormParams& p) { p.y = {x.data() + 4, DType::kF32, 4, 16, 16}; }), "");
+  TestOperand blocks(ScaleKind::kPerBlock, 4, 16);
+  EXPECT_EQ(refusal([&](RmsNormParams& p) {
+              p.quantized = coded.view();
+              p.quantized_blocks = blocks.view();
+            }),
+            "");
+  EXPECT_EQ(refusal([&](RmsNormParams& p) { p.quantized_blocks = blocks.view(); }),
+            "[rms_norm] got quantized_blocks without codes per row in quantized, want both. Pass a single kind as "
+            "quantized.");
+  EXPECT_NE(refusal([&](RmsNormParams& p) {
+              p.quantized = coded.view();
+              p.quantized_blocks = coded.view();
+            }),
+            "");
 }
 
 }  // namespace

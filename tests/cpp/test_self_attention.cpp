@@ -5,7 +5,9 @@
 
 #include <cmath>
 #include <functional>
+#include <tuple>
 
+#include "ops/quantize.h"
 #include "support/oracle.h"
 #include "support/runner.h"
 #include "support/tensors.h"
@@ -110,6 +112,33 @@ TEST(SelfAttention, MatchesFloat64) {
   }
 }
 
+// The same bits as the op that stores and the quantiser behind it.
+TEST(SelfAttention, QuantisesTheRoundedOutput) {
+  Random random(24);
+  Runner runner;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const int step : {0, 2, 5}) {
+      for (const auto& [heads, kv_heads, head_dim, padding] :
+           {std::tuple{4, 4, 64, 8}, {6, 2, 48, 8}, {14, 14, 128, 0}, {40, 8, 128, 0}, {3, 1, 200, 8}, {5, 5, 20, 3}}) {
+        const std::int64_t rows = uniform(random, 1, at_most_on_simt(37, 5));
+        const std::int64_t live = uniform(random, 0, rows);
+        Problem x(random, dtype, step, heads, kv_heads, head_dim, rows, live, padding);
+        TestOperand got(ScaleKind::kPerRow, rows, heads * head_dim, padding);
+        TestOperand want(ScaleKind::kPerRow, rows, heads * head_dim, padding);
+        SelfAttentionParams params = x.params();
+        runner.run_once([&](OpContext& context) { self_attention(context, params); });
+        const QuantizeParams quantizer{.x = x.out.view(), .quantized = want.view(), .rows = params.rows};
+        runner.run_once([&](OpContext& context) { quantize(context, quantizer); });
+        params.out = {};
+        params.quantized = got.view();
+        runner.run([&](OpContext& context) { self_attention(context, params); }, {&got.codes, &got.scales});
+        EXPECT_TRUE(got.codes.snapshot() == want.codes.snapshot()) << heads << " heads of " << head_dim;
+        EXPECT_TRUE(got.scales.snapshot() == want.scales.snapshot()) << heads << " heads of " << head_dim;
+      }
+    }
+  }
+}
+
 TEST(SelfAttention, DoesNotDependOnThreads) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     Random random(22);
@@ -135,6 +164,17 @@ TEST(SelfAttention, RefusesWrongParameters) {
   EXPECT_EQ(refusal([](auto&) {}), "");
   EXPECT_EQ(refusal([](auto& p) { p.step = 8; }), "[self_attention] got step 8, want 0 to 7. Shorten the semantic id.");
   EXPECT_NE(refusal([](auto& p) { p.heads = 3; }), "");
+  EXPECT_EQ(refusal([](auto& p) { p.out.data = nullptr; }),
+            "[self_attention] got neither out nor quantized, want one of them. Pass its address.");
+  TestOperand coded(ScaleKind::kPerRow, 3, 64);
+  EXPECT_EQ(refusal([&](auto& p) { p.quantized = coded.view(); }),
+            "[self_attention] got both out and quantized, want one of them. Leave the other's data null.");
+  EXPECT_NE(refusal([&](auto& p) {
+              p.out = {};
+              p.quantized = coded.view();
+              p.quantized.scale_kind = ScaleKind::kPerBlock;
+            }),
+            "");
   EXPECT_NE(refusal([](auto& p) { p.ancestry[0] = nullptr; }), "");
   EXPECT_NE(refusal([](auto& p) { p.qkv[0].dtype = DType::kBF16; }), "");
   EXPECT_NE(refusal([](auto& p) { p.rows.capacity = 4; }), "");

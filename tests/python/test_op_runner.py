@@ -40,8 +40,11 @@ def int32(*values: int) -> Tensor:
 
 def quantized(x: Tensor) -> Operand:
     """Codes and one scale per row, as docs/numerics.md has them."""
-    scales = (x.float().abs().amax(-1) / E4M3_MAX).clamp(min=1e-12)
-    return Operand((x.float() * (1.0 / scales)[..., None]).to(torch.float8_e4m3fn), scales)
+    # On the CPU: on a GPU torch divides by a number by multiplying with its reciprocal.
+    values = x.float().cpu()
+    scales = (values.abs().amax(-1) / E4M3_MAX).clamp(min=1e-12)
+    codes = (values * (1.0 / scales)[..., None]).to(torch.float8_e4m3fn)
+    return Operand(codes.to(x.device), scales.to(x.device))
 
 
 def test_linear_with_residual(ops: Ops) -> None:
@@ -82,6 +85,9 @@ def test_norms_and_quantisers(ops: Ops) -> None:
     want = functional.rms_norm(x.double(), (64,), gamma.double(), 1e-6)
     assert close(y, want, 3e-3)
     assert close(codes.dequantized(), want, 4e-2)
+    blocks = Operand.empty(6, 64, "block", ops.device)
+    ops.now(lambda: ops.rms_norm(x, gamma, 1e-6, quantized=codes, quantized_blocks=blocks))
+    assert close(blocks.dequantized(), want, 4e-2)
     by_head = torch.full_like(x, torch.nan)
     ops.now(lambda: ops.rms_norm(x, gamma[:16], 1e-6, y=by_head))
     grouped = functional.rms_norm(x.double().view(6, 4, 16), (16,), gamma[:16].double(), 1e-6)
@@ -136,6 +142,9 @@ def test_self_attention_follows_the_ancestry(ops: Ops) -> None:
     q, k, v = parts[2][:, 0], torch.stack([p[:, 1] for p in parts], 2), torch.stack([p[:, 2] for p in parts], 2)
     want = functional.scaled_dot_product_attention(q.unsqueeze(2), k, v, scale=0.25).flatten(1)
     assert close(out, want, 1e-5)
+    codes = Operand.empty(4, heads * width, "row", ops.device)
+    ops.now(lambda: ops.self_attention(steps, ancestry, codes, heads=heads, kv_heads=heads, scale=0.25))
+    assert torch.equal(codes.dequantized(), quantized(out).dequantized())
 
 
 def test_routing_there_and_back(ops: Ops) -> None:

@@ -79,7 +79,7 @@ def test_floors_of_a_plan() -> None:
     assert found["head"]["fetched"] == 3 * 2 * 8192 * d
     assert found["attention o"]["count"] == 18 * 2 * 3
     assert found["rms_norm"]["count"] == 3 * (3 * 18 + 1)
-    assert found["quantize"]["count"] == 18 * 2 * 3
+    assert found["quantize"]["count"] == 18 * 3
     assert "quantize" not in floors(plan_ops(config, 1, [512] * 3, 3000, "bf16"), ROUND)
 
 

@@ -6,7 +6,7 @@
 #include <new>
 #include <utility>
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ONEREC_SANITIZE)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -66,14 +66,14 @@ std::size_t next_stagger() {
 // AddressSanitizer has to know which stack is in use.
 void before_switch([[maybe_unused]] void** own_frames, [[maybe_unused]] const void* stack,
                    [[maybe_unused]] std::size_t bytes) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ONEREC_SANITIZE)
   __sanitizer_start_switch_fiber(own_frames, stack, bytes);
 #endif
 }
 
 void after_switch([[maybe_unused]] void* own_frames, [[maybe_unused]] const void** stack,
                   [[maybe_unused]] std::size_t* bytes) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ONEREC_SANITIZE)
   __sanitizer_finish_switch_fiber(own_frames, stack, bytes);
 #endif
 }
@@ -114,7 +114,7 @@ Fibre::Fibre(std::function<void()> work) : work_(std::move(work)) {
 }
 
 Fibre::~Fibre() {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ONEREC_SANITIZE)
   __asan_unpoison_memory_region(mapping_ + kGuardBytes, kStackBytes);
 #endif
   munmap(mapping_, kGuardBytes + kStackBytes);

@@ -17,6 +17,8 @@ void dense_gemm(Stream&, const LinearParams&, int, int) { refuse("linear"); }
 
 void grouped_gemm(Stream&, const GroupedLinearParams&, int, int) { refuse("grouped_linear"); }
 
+void grouped_swiglu_gemm(Stream&, const GroupedSwigluParams&, int, int) { refuse("grouped_swiglu"); }
+
 void flash_cross_attention(Stream&, const CrossAttentionParams&, const FlashPlan&) { refuse("cross_attention"); }
 
 }  // namespace onerec::cuda

@@ -45,8 +45,9 @@ ONEREC_INLINE void norm_rows(const RmsNormParams& p, std::int64_t begin, std::in
       const float mean = sum_of_squares(x, p.width) / static_cast<float>(p.width);
       const float rstd = 1.0f / std::sqrt(mean + p.eps);
       // The codes first: `y` may overwrite x.
-      if (p.quantized.values.data != nullptr) {
-        quantize_row(p.quantized, r, [&](std::int64_t column, std::int64_t count, float* out) {
+      for (const Operand* codes : {&p.quantized, &p.quantized_blocks}) {
+        if (codes->values.data == nullptr) continue;
+        quantize_row(*codes, r, [&](std::int64_t column, std::int64_t count, float* out) {
           scale_to(x + column, rstd, p.gamma + column, out, count);
         });
       }

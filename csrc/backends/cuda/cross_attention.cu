@@ -1,11 +1,12 @@
-// BF16 heads of 64 or 128 columns go to the tensor cores; everything else to the plain kernel.
+// BF16 heads of 64 or 128 columns, at most 64 to a group, go to the tensor cores; everything else to the plain kernel.
 #include "ops/cross_attention.h"
+
+#include <algorithm>
 
 #include "backends/cuda/alignment.h"
 #include "backends/cuda/attention/flash_cross_attention.h"
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/attention_layout.cuh"
-#include "backends/cuda/kernels/flash_attention_arguments.cuh"
 #include "backends/cuda/kernels/plain_cross_attention.cuh"
 #include "backends/cuda/launch.h"
 #include "core/arena.h"
@@ -53,10 +54,15 @@ void launch_plain(Stream& stream, const CrossAttentionParams& p) {
 
 // Depends on capacities only.
 FlashPlan plan_flash(const CrossAttentionParams& p, const DeviceLimits& limits, Arena& arena) {
-  const std::int64_t queries = p.max_request_rows * (p.heads / p.kv_heads);
-  const std::int64_t blocks = blocks_for(queries, kernels::kFlashRows) * p.batch * p.kv_heads;
+  const int tile_rows = kernels::kFlashWarpgroups * kernels::rows_of_warpgroup(static_cast<int>(p.heads / p.kv_heads));
+  const std::int64_t row_tiles = blocks_for(p.max_request_rows, tile_rows);
   const std::int64_t tiles = blocks_for(p.max_request_tokens, kernels::kFlashTokens);
-  FlashPlan plan{.splits = kernels::choose_splits(blocks, tiles, limits.multiprocessors)};
+  const std::int64_t unsplit = row_tiles * p.batch * p.kv_heads;
+  FlashPlan plan{.splits = kernels::choose_splits(unsplit, tiles, limits.multiprocessors),
+                 .row_tiles = row_tiles,
+                 .tile_rows = tile_rows};
+  plan.items = unsplit * plan.splits;
+  plan.blocks = static_cast<int>(std::min<std::int64_t>(plan.items, limits.multiprocessors));
   if (plan.splits > 1) {
     const std::int64_t parts = plan.splits * p.rows_capacity * p.heads;
     plan.sums = arena.allocate_array<float>(parts * p.head_dim);
@@ -68,7 +74,7 @@ FlashPlan plan_flash(const CrossAttentionParams& p, const DeviceLimits& limits, 
 // Looks at nothing that differs between measuring and running.
 bool is_flash_shape(const CrossAttentionParams& p, const DeviceLimits& limits) {
   return limits.tensor_cores && p.q.dtype == DType::kBF16 && (p.head_dim == 64 || p.head_dim == 128) &&
-         p.scale > 0.0f && p.tokens_capacity > 0;
+         p.heads / p.kv_heads <= kernels::kWarpgroupRows && p.scale > 0.0f && p.tokens_capacity > 0;
 }
 
 bool is_flash(const CrossAttentionParams& p, const DeviceLimits& limits) {

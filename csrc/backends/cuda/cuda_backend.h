@@ -27,6 +27,8 @@ class CudaBackend final : public Backend {
   std::int64_t grouped_alignment(std::int64_t rows, std::int64_t experts, std::int64_t top_k) const override;
   std::size_t grouped_linear_workspace(const GroupedLinearParams& params) const override;
   void grouped_linear(Stream& stream, const GroupedLinearParams& params, Workspace workspace) override;
+  bool fuses_grouped_swiglu(const GroupedSwigluParams& params) const override;
+  void grouped_swiglu(Stream& stream, const GroupedSwigluParams& params) override;
   void rms_norm(Stream& stream, const RmsNormParams& params) override;
   void quantize(Stream& stream, const QuantizeParams& params) override;
   void swiglu(Stream& stream, const SwigluParams& params) override;

@@ -56,9 +56,7 @@ class GraphRecording final : public Recording {
   GraphRecording& operator=(const GraphRecording&) = delete;
 
   void upload(cudaStream_t stream) { check(cudaGraphUpload(executable_, stream), "upload a CUDA graph"); }
-  void replay(Stream& stream) override {
-    check(cudaGraphLaunch(executable_, handle(stream)), "launch a CUDA graph");
-  }
+  void replay(Stream& stream) override { check(cudaGraphLaunch(executable_, handle(stream)), "launch a CUDA graph"); }
 
  private:
   cudaGraphExec_t executable_ = nullptr;
@@ -66,9 +64,7 @@ class GraphRecording final : public Recording {
 
 }  // namespace
 
-CudaStream::CudaStream() {
-  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream");
-}
+CudaStream::CudaStream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream"); }
 
 CudaStream::~CudaStream() { ignore(cudaStreamDestroy(stream_)); }
 

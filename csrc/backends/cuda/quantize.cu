@@ -9,7 +9,7 @@ namespace onerec::cuda {
 namespace {
 
 constexpr const char* kName = "quantize";
-constexpr int kPerThread = 2;  // vectors
+constexpr int kPerThread = 2;  // vectors, of rows of usual widths
 
 RowPlan plan_of(const QuantizeParams& p) {
   const std::int64_t elements = vector_elements(p.x.dtype);
@@ -32,7 +32,7 @@ void launch_quantize(Stream& stream, const QuantizeParams& p, int multiprocessor
                                              .quantized = code_rows(p.quantized)};
   const LaunchShape shape = row_shape(plan, p.rows, multiprocessors);
   if (plan.threads == 0) return launch(stream, kName, kernels::quantize_plain_kernel<T>, shape, arguments);
-  with_team<kernels::BlockTeam<1024>, kPerThread>(plan, [&](auto team, auto vectors) {
+  with_team<kernels::BlockTeam<kWholeRowThreads>, kPerThread, 2 * kPerThread>(plan, [&](auto team, auto vectors) {
     launch(stream, kName, kernels::quantize_kernel<T, decltype(team), vectors.value>, shape, arguments);
   });
 }

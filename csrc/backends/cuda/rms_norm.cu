@@ -9,7 +9,7 @@ namespace onerec::cuda {
 namespace {
 
 constexpr const char* kName = "rms_norm";
-constexpr int kPerThread = 2;  // vectors
+constexpr int kPerThread = 2;  // vectors, of rows of usual widths
 
 kernels::Element element_of(const Matrix& y) {
   if (y.data == nullptr) return kernels::Element::kNone;
@@ -21,7 +21,8 @@ bool fits_vectors(const RmsNormParams& p) {
   return p.width % elements == 0 && rows_aligned(p.x, elements) &&
          reinterpret_cast<std::uintptr_t>(p.gamma) % 16 == 0 && countable(p.rows.capacity, p.groups) &&
          (p.y.data == nullptr || rows_aligned(p.y, elements)) &&
-         (p.quantized.values.data == nullptr || rows_aligned(p.quantized.values, elements));
+         (p.quantized.values.data == nullptr || rows_aligned(p.quantized.values, elements)) &&
+         (p.quantized_blocks.values.data == nullptr || rows_aligned(p.quantized_blocks.values, elements));
 }
 
 template <class T>
@@ -38,10 +39,11 @@ void launch_norm(Stream& stream, const RmsNormParams& p, int multiprocessors) {
                                             .y_type = element_of(p.y),
                                             .y = p.y.data,
                                             .y_stride = p.y.stride,
-                                            .quantized = code_rows(p.quantized)};
+                                            .quantized = code_rows(p.quantized),
+                                            .quantized_blocks = code_rows(p.quantized_blocks)};
   const LaunchShape shape = row_shape(plan, p.rows, multiprocessors);
   if (plan.threads == 0) return launch(stream, kName, kernels::rms_norm_plain_kernel<T>, shape, arguments);
-  with_team<kernels::BlockTeam<1024>, kPerThread>(plan, [&](auto team, auto vectors) {
+  with_team<kernels::BlockTeam<kWholeRowThreads>, kPerThread, 2 * kPerThread>(plan, [&](auto team, auto vectors) {
     launch(stream, kName, kernels::rms_norm_kernel<T, decltype(team), vectors.value>, shape, arguments);
   });
 }

@@ -13,22 +13,27 @@
 namespace onerec::cuda {
 
 struct RowPlan {
-  std::uint32_t threads = 0;  // of a block; 0: no team can hold a row, the plain kernel takes it
-  int lanes = 0;              // of a team within a warp: 8, 16 or 32; 0: a team is a block
+  std::uint32_t threads = 0;    // of a block; 0: no team can hold a row, the plain kernel takes it
+  int lanes = 0;                // of a team within a warp: 8, 16 or 32; 0: a team is a block
+  std::int64_t per_thread = 1;  // vectors
   std::int64_t parts = 1;
   std::int64_t part_vectors = 0;
 };
 
-// Rows of `vectors` that stay in one team. A thread of a block holds `per_thread` vectors, a power of two; one of a
-// smaller team holds one. Depends on the width alone: a row has the same bits in every batch.
+// Rows of `vectors` that stay in one team. A thread of a block holds `per_thread` vectors, or twice as many where the
+// block would have more than kWholeRowThreads; one of a smaller team holds one. Depends on the width alone: a row has
+// the same bits in every batch.
+inline constexpr std::int64_t kWholeRowThreads = 512;
 inline RowPlan plan_whole_rows(std::int64_t vectors, std::int64_t per_thread) {
-  constexpr std::int64_t kMostVectors = 2048;
-  if (vectors > kMostVectors) return {};
   for (const int lanes : {8, 16, 32}) {
     if (vectors <= lanes) return {.threads = 256, .lanes = lanes, .part_vectors = vectors};
   }
+  if (vectors > kWholeRowThreads * per_thread) per_thread *= 2;
+  if (vectors > kWholeRowThreads * per_thread) return {};
   const std::int64_t threads = (vectors + per_thread - 1) / per_thread;
-  return {.threads = static_cast<std::uint32_t>((threads + 31) / 32 * 32), .part_vectors = vectors};
+  return {.threads = static_cast<std::uint32_t>((threads + 31) / 32 * 32),
+          .per_thread = per_thread,
+          .part_vectors = vectors};
 }
 
 // Rows of `vectors` that may be cut at scale blocks, into parts for blocks of at most kSplitThreads.
@@ -52,16 +57,16 @@ inline kernels::RowParts row_parts(const RowPlan& plan, const Extent& rows, std:
 
 // A block for every block's worth of parts, but no more than fill the device; with the plain kernel, for every part.
 inline LaunchShape row_shape(const RowPlan& plan, const Extent& rows, int multiprocessors) {
-  constexpr std::uint32_t kResidentThreads = 2048;
   const std::uint32_t threads = plan.threads == 0 ? 256 : plan.threads;
   const std::int64_t teams = plan.lanes == 0 ? 1 : threads / static_cast<std::uint32_t>(plan.lanes);
   const std::int64_t blocks = (rows.capacity * plan.parts + teams - 1) / teams;
-  const std::int64_t most = static_cast<std::int64_t>(kResidentThreads / threads) * multiprocessors;
+  const std::int64_t most = static_cast<std::int64_t>(kernels::kResidentThreads / threads) * multiprocessors;
   return {static_cast<std::uint32_t>(std::min(blocks, most)), threads};
 }
 
-// Calls f(team, vectors per thread) for the plan's team; `WholeBlock` and kPerThread are those of a block.
-template <class WholeBlock, int kPerThread, class F>
+// Calls f(team, vectors per thread) for the plan's team; `WholeBlock` is that of a block, whose threads hold one of
+// kPerThread.
+template <class WholeBlock, int... kPerThread, class F>
 void with_team(const RowPlan& plan, const F& f) {
   constexpr std::integral_constant<int, 1> kOne;
   switch (plan.lanes) {
@@ -72,7 +77,7 @@ void with_team(const RowPlan& plan, const F& f) {
     case 32:
       return f(kernels::LaneTeam<32>{}, kOne);
     default:
-      return f(WholeBlock{}, std::integral_constant<int, kPerThread>{});
+      ((plan.per_thread == kPerThread ? f(WholeBlock{}, std::integral_constant<int, kPerThread>{}) : void()), ...);
   }
 }
 

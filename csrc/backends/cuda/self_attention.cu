@@ -6,6 +6,7 @@
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/self_attention.cuh"
 #include "backends/cuda/launch.h"
+#include "backends/cuda/row_launch.h"
 
 namespace onerec::cuda {
 namespace {
@@ -13,72 +14,96 @@ namespace {
 static_assert(kernels::kMaxKeys == kMaxLevels);
 
 constexpr const char* kName = "self_attention";
-constexpr std::uint32_t kThreads = 256;
-constexpr int kFewKeys = 4;
+constexpr std::int64_t kMostSharedBytes = 64 * 1024;
+constexpr std::int64_t kWarp = kernels::kWarp;
 
-LaunchShape shape_of(const SelfAttentionParams& p, std::int64_t lanes, int multiprocessors) {
-  constexpr std::int64_t kResidentBlocks = 8;
-  const std::int64_t heads_per_block = kThreads / lanes;
-  const std::int64_t blocks = (p.rows.capacity * p.heads + heads_per_block - 1) / heads_per_block;
-  return {static_cast<std::uint32_t>(std::min(blocks, kResidentBlocks * multiprocessors)), kThreads};
-}
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-bool fits_vectors(const SelfAttentionParams& p) {
-  const std::int64_t elements = 16 / static_cast<std::int64_t>(size_of(p.out.dtype));
-  bool fits = p.head_dim % elements == 0 && p.head_dim / elements <= kernels::kWarp && rows_at_vectors(p.out) &&
-              p.rows.capacity * p.heads <= 0xffffffffLL;
+// How a block goes through the heads of a row.
+struct HeadPlan {
+  std::int64_t lanes = 0;  // of a head; 0: the plain kernel
+  std::int64_t rounds = 1;
+  std::int64_t threads = 256;
+  std::int64_t shared_bytes = 0;
+};
+
+// Depends on the kind of output only where rows of one are not aligned: codes are then those of the stored values, to
+// the bit.
+HeadPlan plan_of(const SelfAttentionParams& p) {
+  HeadPlan plan;
+  plan.shared_bytes = p.heads * kernels::kMaxKeys * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t elements = vector_elements(p.qkv[static_cast<std::size_t>(p.step)].dtype);
+  const std::int64_t vectors = p.head_dim / elements;
+  bool fits = p.head_dim % elements == 0 && vectors <= kWarp;
   for (int s = 0; s <= p.step; ++s) fits = fits && rows_at_vectors(p.qkv[static_cast<std::size_t>(s)]);
-  return fits;
+  const Matrix& codes = p.quantized.values;
+  fits = fits && (codes.data == nullptr ? rows_at_vectors(p.out) : rows_aligned(codes, elements));
+  if (!fits) return plan;
+  const std::int64_t lanes = vectors <= 8 ? 8 : vectors <= 16 ? 16 : 32;
+  const std::int64_t rounds = divide_up(p.heads * lanes, kernels::kSelfAttentionThreads);
+  const std::int64_t threads = divide_up(divide_up(p.heads, rounds) * lanes, kWarp) * kWarp;
+  const std::int64_t bytes = rounds * threads * 16;
+  if (bytes > kMostSharedBytes) return plan;
+  return {lanes, rounds, threads, codes.data == nullptr ? 0 : bytes};
 }
 
 template <class T, int kLanes>
-void launch_lanes(Stream& stream, const SelfAttentionParams& p, const kernels::SelfAttentionArguments& arguments,
-                  int multiprocessors) {
-  const LaunchShape shape = shape_of(p, kLanes, multiprocessors);
-  if (arguments.keys <= kFewKeys) {
-    launch(stream, kName, kernels::self_attention_kernel<T, kLanes, kFewKeys>, shape, arguments);
+void launch_lanes(Stream& stream, const LaunchShape& shape, const kernels::SelfAttentionArguments& arguments) {
+  if (arguments.keys <= kernels::kFewKeys) {
+    launch(stream, kName, kernels::self_attention_kernel<T, kLanes, kernels::kFewKeys>, shape, arguments);
   } else {
     launch(stream, kName, kernels::self_attention_kernel<T, kLanes, kernels::kMaxKeys>, shape, arguments);
   }
 }
 
 template <class T>
-void attend(Stream& stream, const SelfAttentionParams& p, const kernels::SelfAttentionArguments& arguments,
+void attend(Stream& stream, const HeadPlan& plan, const kernels::SelfAttentionArguments& arguments,
             int multiprocessors) {
-  if (!fits_vectors(p)) {
-    return launch(stream, kName, kernels::self_attention_plain_kernel<T>, shape_of(p, kernels::kWarp, multiprocessors),
-                  arguments);
+  // A block for every row, but no more than the device holds at a time.
+  const std::int64_t resident = kernels::resident_attention_blocks<T>(arguments.keys) * kernels::kSelfAttentionThreads;
+  const std::int64_t blocks =
+      std::min<std::int64_t>(arguments.rows, resident / plan.threads * static_cast<std::int64_t>(multiprocessors));
+  const LaunchShape shape = {static_cast<std::uint32_t>(blocks), static_cast<std::uint32_t>(plan.threads),
+                             static_cast<std::size_t>(plan.shared_bytes)};
+  switch (plan.lanes) {
+    case 8:
+      return launch_lanes<T, 8>(stream, shape, arguments);
+    case 16:
+      return launch_lanes<T, 16>(stream, shape, arguments);
+    case 32:
+      return launch_lanes<T, 32>(stream, shape, arguments);
+    default:
+      return launch(stream, kName, kernels::self_attention_plain_kernel<T>, shape, arguments);
   }
-  const std::int64_t vectors = p.head_dim / kernels::kVector<T>;
-  if (vectors <= 8) return launch_lanes<T, 8>(stream, p, arguments, multiprocessors);
-  if (vectors <= 16) return launch_lanes<T, 16>(stream, p, arguments, multiprocessors);
-  launch_lanes<T, 32>(stream, p, arguments, multiprocessors);
 }
 
 }  // namespace
 
 void CudaBackend::self_attention(Stream& stream, const SelfAttentionParams& p) {
-  kernels::SelfAttentionArguments arguments{.rows = p.rows.capacity,
-                                            .count = p.rows.count,
+  const HeadPlan plan = plan_of(p);
+  kernels::SelfAttentionArguments arguments{.count = p.rows.count,
+                                            .rows = static_cast<std::int32_t>(p.rows.capacity),
                                             .keys = p.step + 1,
-                                            .heads = static_cast<std::uint32_t>(p.heads),
-                                            .group = static_cast<std::uint32_t>(p.heads / p.kv_heads),
+                                            .heads = static_cast<std::int32_t>(p.heads),
+                                            .group = static_cast<std::int32_t>(p.heads / p.kv_heads),
                                             .head_dim = static_cast<std::int32_t>(p.head_dim),
                                             .key_column = p.heads * p.head_dim,
                                             .value_column = (p.heads + p.kv_heads) * p.head_dim,
                                             .scale = p.scale,
+                                            .rounds = static_cast<std::int32_t>(plan.rounds),
                                             .out = p.out.data,
-                                            .out_stride = p.out.stride};
+                                            .out_stride = p.out.stride,
+                                            .quantized = code_rows(p.quantized)};
   for (int s = 0; s <= p.step; ++s) {
     const auto at = static_cast<std::size_t>(s);
     arguments.qkv[s] = p.qkv[at].data;
     arguments.stride[s] = p.qkv[at].stride;
     arguments.ancestry[s] = p.ancestry[at];
   }
-  if (p.out.dtype == DType::kF32) {
-    attend<float>(stream, p, arguments, limits_.multiprocessors);
+  if (p.qkv[static_cast<std::size_t>(p.step)].dtype == DType::kF32) {
+    attend<float>(stream, plan, arguments, limits_.multiprocessors);
   } else {
-    attend<kernels::bf16>(stream, p, arguments, limits_.multiprocessors);
+    attend<kernels::bf16>(stream, plan, arguments, limits_.multiprocessors);
   }
 }
 

@@ -46,7 +46,7 @@ void launch_swiglu(Stream& stream, const SwigluParams& p, int multiprocessors) {
     launch(stream, kName, kernels::swiglu_kernel<T, decltype(team), vectors.value>, shape, arguments);
   };
   if (stays_whole(p)) {
-    with_team<kernels::BlockTeam<512>, kPerThreadOfWholeRow>(plan, launch_with);
+    with_team<kernels::BlockTeam<kWholeRowThreads>, kPerThreadOfWholeRow>(plan, launch_with);
   } else {
     with_team<kernels::BlockTeam<kSplitThreads>, kPerThread>(plan, launch_with);
   }

@@ -59,4 +59,11 @@ inline bool is_scale(float scale, float want) {
   return scale == want || (test_device() != TestDevice::kCpu && std::abs(scale - want) <= 1e-6f * want);
 }
 
+// Whether `score`, of the same codes in another batch, is `want`: to the bit where rows are independent; elsewhere the
+// roundings of all layers lie between them.
+inline bool is_score(float score, float want) {
+  if (rows_are_independent()) return score == want;
+  return std::abs(score - want) <= 0.02f * (1.0f + std::abs(want));
+}
+
 }  // namespace onerec::test

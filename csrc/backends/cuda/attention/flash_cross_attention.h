@@ -5,15 +5,19 @@
 
 namespace onerec::cuda {
 
-// How the context of a request is cut into parts that run side by side, and their results in the workspace.
+// How the work is cut into items, and what the splits of a context leave in the workspace.
 struct FlashPlan {
-  int splits = 1;
+  int splits = 1;              // parts of a context that run side by side
+  std::int64_t row_tiles = 0;  // of a request
+  int tile_rows = 0;
+  std::int64_t items = 0;
+  int blocks = 0;          // that share the items
   float* sums = nullptr;   // [splits, rows_capacity, heads, head_dim]
   float* norms = nullptr;  // [splits, rows_capacity, heads, 2]
 };
 
-// BF16, head_dim 64 or 128, scale > 0, at least one token of capacity; every pointer and row of q, k, v and out starts
-// at a multiple of 16 bytes. With one split the arrays of the plan are not used.
+// BF16, head_dim 64 or 128, at most 64 heads to a group, scale > 0, at least one token of capacity; every pointer and
+// row of q, k, v and out starts at a multiple of 16 bytes. With one split the arrays of the plan are not used.
 void flash_cross_attention(Stream& stream, const CrossAttentionParams& params, const FlashPlan& plan);
 
 }  // namespace onerec::cuda

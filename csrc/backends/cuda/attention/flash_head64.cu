@@ -2,9 +2,9 @@
 
 namespace onerec::cuda {
 
-void launch_flash_head64(Stream& stream, const FlashGrid& grid, const CUtensorMap& keys, const CUtensorMap& values,
-                         kernels::ContextTensors context, const kernels::FlashAttentionArguments& arguments) {
-  launch_flash<64>(stream, grid, keys, values, context, arguments);
+void launch_flash_head64(Stream& stream, int blocks, kernels::ContextTensors context,
+                         const kernels::FlashAttentionMaps& maps, const kernels::FlashAttentionArguments& arguments) {
+  launch_flash<64>(stream, blocks, context, maps, arguments);
 }
 
 }  // namespace onerec::cuda

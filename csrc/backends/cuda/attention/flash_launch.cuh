@@ -8,25 +8,24 @@
 namespace onerec::cuda {
 
 template <int kHeadDim, kernels::ContextTensors kContext>
-void launch_flash(Stream& stream, const FlashGrid& grid, const CUtensorMap& keys, const CUtensorMap& values,
+void launch_flash(Stream& stream, int blocks, const kernels::FlashAttentionMaps& maps,
                   const kernels::FlashAttentionArguments& arguments) {
   using Config = kernels::FlashAttentionConfig<kHeadDim, kContext>;
   launch(stream, "cross_attention", kernels::flash_attention<Config>,
-         {.grid = dim3(blocks_for(grid.request_queries, Config::kRows), static_cast<unsigned>(grid.groups),
-                       static_cast<unsigned>(grid.requests * arguments.splits)),
+         {.grid = dim3(static_cast<unsigned>(blocks)),
           .block = dim3(Config::kThreads),
           .shared_bytes = Config::kSharedBytes},
-         keys, values, arguments);
+         maps, arguments);
 }
 
 template <int kHeadDim>
-void launch_flash(Stream& stream, const FlashGrid& grid, const CUtensorMap& keys, const CUtensorMap& values,
-                  kernels::ContextTensors context, const kernels::FlashAttentionArguments& arguments) {
+void launch_flash(Stream& stream, int blocks, kernels::ContextTensors context, const kernels::FlashAttentionMaps& maps,
+                  const kernels::FlashAttentionArguments& arguments) {
   using kernels::ContextTensors;
   if (context == ContextTensors::kShared) {
-    launch_flash<kHeadDim, ContextTensors::kShared>(stream, grid, keys, values, arguments);
+    launch_flash<kHeadDim, ContextTensors::kShared>(stream, blocks, maps, arguments);
   } else {
-    launch_flash<kHeadDim, ContextTensors::kSeparate>(stream, grid, keys, values, arguments);
+    launch_flash<kHeadDim, ContextTensors::kSeparate>(stream, blocks, maps, arguments);
   }
 }
 

@@ -2,8 +2,8 @@
 
 namespace onerec::cuda {
 
-GroupedRunner grouped_bf16(int outputs, int tokens) {
-  return find_grouped_tile<kernels::GroupedFormat::kBf16>(outputs, tokens);
+GroupedRunner grouped_bf16(const GroupedConfig& config) {
+  return find_grouped_tile<kernels::GroupedFormat::kBf16>(config);
 }
 
 }  // namespace onerec::cuda

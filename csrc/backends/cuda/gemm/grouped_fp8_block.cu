@@ -2,8 +2,13 @@
 
 namespace onerec::cuda {
 
-GroupedRunner grouped_fp8_block(int outputs, int tokens) {
-  return find_grouped_tile<kernels::GroupedFormat::kFp8Block>(outputs, tokens);
+GroupedRunner grouped_fp8_block(const GroupedConfig& config) {
+  using Tile = kernels::TokenRowsTile<kernels::GroupedResult::kValues>;
+  if (config.layout == GroupedLayout::kTokenRows) {
+    const bool same = config.outputs == Tile::kOutputs && config.tokens == Tile::kTokens;
+    return same ? &run_grouped<kernels::TokenRowsMultiplier<Tile>> : nullptr;
+  }
+  return find_grouped_tile<kernels::GroupedFormat::kFp8Block>(config);
 }
 
 }  // namespace onerec::cuda

@@ -2,8 +2,8 @@
 
 namespace onerec::cuda {
 
-GroupedRunner grouped_fp8_channel(int outputs, int tokens) {
-  return find_grouped_tile<kernels::GroupedFormat::kFp8Channel>(outputs, tokens);
+GroupedRunner grouped_fp8_channel(const GroupedConfig& config) {
+  return find_grouped_tile<kernels::GroupedFormat::kFp8Channel>(config);
 }
 
 }  // namespace onerec::cuda

@@ -1,15 +1,19 @@
-// y = x W_e^T for rows sorted by expert, on the tensor cores. Plain C++ without CUTLASS.
+// y = x W_e^T for rows sorted by expert, on the tensor cores, and codes of its SwiGLU. Plain C++ without CUTLASS.
 #pragma once
 
 #include <string>
 
 #include "ops/grouped_linear.h"
+#include "ops/grouped_swiglu.h"
 
 namespace onerec::cuda {
 
 // Runs grouped_configs()[config], which fits `params`. Rows of the experts' padding are written as well. Needs no
 // workspace; reads the offsets on the device.
 void grouped_gemm(Stream& stream, const GroupedLinearParams& params, int config, int multiprocessors);
+
+// The same with grouped_swiglu_configs()[config]. Leaves gate_up alone.
+void grouped_swiglu_gemm(Stream& stream, const GroupedSwigluParams& params, int config, int multiprocessors);
 
 // For profiling: the configuration as text, such as "fp8_block_256x128", or "plain" for kPlainGrouped.
 std::string grouped_name(int config);

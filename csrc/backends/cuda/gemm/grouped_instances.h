@@ -1,4 +1,4 @@
-// The kernels of grouped_gemm(), a source file per format.
+// The kernels of grouped_gemm.h, a source file per format and result.
 #pragma once
 
 #include "backends/cuda/gemm/grouped_select.h"
@@ -6,10 +6,12 @@
 namespace onerec::cuda {
 
 using GroupedRunner = void (*)(Stream& stream, const GroupedLinearParams& params, int multiprocessors);
+using GroupedSwigluRunner = void (*)(Stream& stream, const GroupedSwigluParams& params, int multiprocessors);
 
-// The kernel for tiles of `outputs` x `tokens`; null if there is none.
-GroupedRunner grouped_bf16(int outputs, int tokens);
-GroupedRunner grouped_fp8_channel(int outputs, int tokens);
-GroupedRunner grouped_fp8_block(int outputs, int tokens);
+// The kernel of a configuration of that format; null if there is none.
+GroupedRunner grouped_bf16(const GroupedConfig& config);
+GroupedRunner grouped_fp8_channel(const GroupedConfig& config);
+GroupedRunner grouped_fp8_block(const GroupedConfig& config);
+GroupedSwigluRunner grouped_swiglu_fp8_block(const GroupedConfig& config);
 
 }  // namespace onerec::cuda

@@ -6,59 +6,89 @@
 #include "backends/cuda/cuda_weight.h"
 #include "backends/cuda/gemm/grouped_instances.h"
 #include "backends/cuda/gemm/grouped_kernel.cuh"
+#include "backends/cuda/gemm/grouped_token_rows.cuh"
+#include "backends/cuda/gemm/grouped_weight_rows.cuh"
 #include "backends/cuda/gemm/tensor_map.h"
 #include "backends/cuda/launch.h"
 
 namespace onerec::cuda {
 
-template <class Tile>
-void run_grouped(Stream& stream, const GroupedLinearParams& p, int multiprocessors) {
+// The parameters without the result.
+template <class Tile, class Params>
+kernels::GroupedParams grouped_params(const char* op, const Params& p) {
   const CudaWeight& weight = weight_of(p.weight);
   const Matrix& x = p.x.values;
   constexpr auto kDType = Tile::kCodes ? DType::kE4M3 : DType::kBF16;
-  const kernels::GroupedParams params{
-      .weights = make_tensor_map("grouped_linear",
-                                 {.data = weight.values(),
-                                  .dtype = kDType,
-                                  .columns = weight.inputs,
-                                  .rows = weight.outputs,
-                                  .matrices = weight.experts,
-                                  .row_stride = weight.inputs,
-                                  .matrix_stride = weight.outputs * weight.inputs},
-                                 {.columns = Tile::kDepth, .rows = Tile::kOutputs}),
-      .tokens = make_tensor_map(
-          "grouped_linear",
-          {.data = x.data, .dtype = kDType, .columns = x.cols, .rows = p.rows_capacity, .row_stride = x.stride},
-          {.columns = Tile::kDepth, .rows = Tile::kTokens}),
-      .weight_scales = weight.scales(),
-      .token_scales = p.x.scales,
-      .token_scale_stride = p.x.scale_stride,
-      .offsets = p.offsets,
-      .y = static_cast<__nv_bfloat16*>(p.y.data),
-      .y_stride = p.y.stride,
-      .experts = static_cast<int>(weight.experts),
-      .outputs = static_cast<int>(weight.outputs),
-      .depth_steps = static_cast<int>((weight.inputs + Tile::kDepth - 1) / Tile::kDepth)};
-  const std::int64_t tiles = p.rows_capacity / Tile::kTokens * ((weight.outputs + Tile::kOutputs - 1) / Tile::kOutputs);
-  launch(stream, "grouped_linear", kernels::grouped_kernel<Tile>,
+  kernels::GroupedParams params{};
+  params.weights = make_tensor_map(op,
+                                   {.data = weight.values(),
+                                    .dtype = kDType,
+                                    .columns = weight.inputs,
+                                    .rows = weight.outputs,
+                                    .matrices = weight.experts,
+                                    .row_stride = weight.inputs,
+                                    .matrix_stride = weight.outputs * weight.inputs},
+                                   {.columns = Tile::kDepth, .rows = Tile::kBoxRows});
+  params.tokens = make_tensor_map(
+      op, {.data = x.data, .dtype = kDType, .columns = x.cols, .rows = p.rows_capacity, .row_stride = x.stride},
+      {.columns = Tile::kDepth, .rows = Tile::kTokens});
+  params.weight_scales = weight.scales();
+  params.token_scales = p.x.scales;
+  params.token_scale_stride = p.x.scale_stride;
+  params.offsets = p.offsets;
+  params.experts = static_cast<int>(weight.experts);
+  params.outputs = static_cast<int>(weight.outputs);
+  params.depth_steps = static_cast<int>((weight.inputs + Tile::kDepth - 1) / Tile::kDepth);
+  params.columns = params.outputs / (Tile::kSwiglu ? 2 : 1);
+  return params;
+}
+
+template <class Multiplier>
+void launch_grouped(Stream& stream, const char* op, const kernels::GroupedParams& params, std::int64_t rows_capacity,
+                    int multiprocessors) {
+  using Tile = typename Multiplier::Tile;
+  const std::int64_t tiles = rows_capacity / Tile::kTokens * ((params.columns + Tile::kColumns - 1) / Tile::kColumns);
+  launch(stream, op, kernels::grouped_kernel<Multiplier>,
          {.grid = dim3(static_cast<unsigned>(std::min<std::int64_t>(tiles, multiprocessors))),
           .block = dim3(Tile::kThreads),
           .shared_bytes = Tile::kSharedBytes},
          params);
 }
 
+template <class Multiplier>
+void run_grouped(Stream& stream, const GroupedLinearParams& p, int multiprocessors) {
+  constexpr const char* kOp = "grouped_linear";
+  kernels::GroupedParams params = grouped_params<typename Multiplier::Tile>(kOp, p);
+  params.y = static_cast<__nv_bfloat16*>(p.y.data);
+  params.y_stride = p.y.stride;
+  launch_grouped<Multiplier>(stream, kOp, params, p.rows_capacity, multiprocessors);
+}
+
+template <class Multiplier>
+void run_grouped_swiglu(Stream& stream, const GroupedSwigluParams& p, int multiprocessors) {
+  constexpr const char* kOp = "grouped_swiglu";
+  kernels::GroupedParams params = grouped_params<typename Multiplier::Tile>(kOp, p);
+  params.codes = static_cast<std::uint8_t*>(p.quantized.values.data);
+  params.code_stride = p.quantized.values.stride;
+  params.code_scales = p.quantized.scales;
+  params.code_scale_stride = p.quantized.scale_stride;
+  launch_grouped<Multiplier>(stream, kOp, params, p.rows_capacity, multiprocessors);
+}
+
 template <kernels::GroupedFormat kFormat, int kTokens, int kWaves>
-GroupedRunner find_grouped(int outputs, int tokens) {
-  using Tile = kernels::GroupedTile<kFormat, kTokens, kWaves>;
-  return outputs == Tile::kOutputs && tokens == Tile::kTokens ? &run_grouped<Tile> : nullptr;
+GroupedRunner find_grouped(const GroupedConfig& config) {
+  using Tile = kernels::WeightRowsTile<kFormat, kTokens, kWaves>;
+  const bool same = config.outputs == Tile::kOutputs && config.tokens == Tile::kTokens;
+  return same ? &run_grouped<kernels::WeightRowsMultiplier<Tile>> : nullptr;
 }
 
 // Of the tiles that are compiled for every format.
 template <kernels::GroupedFormat kFormat>
-GroupedRunner find_grouped_tile(int outputs, int tokens) {
+GroupedRunner find_grouped_tile(const GroupedConfig& config) {
+  if (config.layout != GroupedLayout::kWeightRows) return nullptr;
   for (const auto find : {find_grouped<kFormat, 16, 1>, find_grouped<kFormat, 32, 1>, find_grouped<kFormat, 64, 1>,
                           find_grouped<kFormat, 64, 2>, find_grouped<kFormat, 128, 1>, find_grouped<kFormat, 128, 2>}) {
-    if (const GroupedRunner runner = find(outputs, tokens)) return runner;
+    if (const GroupedRunner runner = find(config)) return runner;
   }
   return nullptr;
 }

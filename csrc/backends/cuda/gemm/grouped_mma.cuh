@@ -11,16 +11,6 @@ namespace onerec::cuda::kernels {
 
 // --- copies ---
 
-// copy_box() from one of a stack of matrices.
-__device__ __forceinline__ void copy_box(const CUtensorMap* map, std::uint64_t* barrier, void* shared, int column,
-                                         int row, int matrix) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
-      "[%2];" ::"r"(shared_address(shared)),
-      "l"(reinterpret_cast<std::uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(row), "r"(matrix)
-      : "memory");
-}
-
 // Plain bytes; both addresses and `bytes` are multiples of 16.
 __device__ __forceinline__ void copy_bytes(const void* from, std::uint64_t* barrier, void* shared, int bytes) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -114,6 +104,13 @@ __device__ __forceinline__ void pin_registers(float (&values)[kCount]) {
 __device__ __forceinline__ void store_transposed(void* place, const std::uint32_t (&matrices)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(place)),
                "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+               : "memory");
+}
+
+// The same of two matrices; the places are those that lanes 0 to 15 give.
+__device__ __forceinline__ void store_transposed(void* place, const std::uint32_t (&matrices)[2]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(shared_address(place)),
+               "r"(matrices[0]), "r"(matrices[1])
                : "memory");
 }
 

@@ -27,6 +27,23 @@ constexpr GroupedConfig kConfigs[] = {
     {.name = "fp8_block_256x64", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 64},
     {.name = "fp8_block_256x128", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 128},
     {.name = "fp8_block_128x128", .format = WeightFormat::kFp8Block, .outputs = 128, .tokens = 128},
+    {.name = "fp8_block_256x128_token_rows",
+     .format = WeightFormat::kFp8Block,
+     .outputs = 256,
+     .tokens = 128,
+     .layout = GroupedLayout::kTokenRows},
+};
+
+constexpr GroupedConfig kSwigluConfigs[] = {
+    {.name = "swiglu_fp8_block_256x16", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 16},
+    {.name = "swiglu_fp8_block_256x32", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 32},
+    {.name = "swiglu_fp8_block_256x64", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 64},
+    {.name = "swiglu_fp8_block_256x128", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 128},
+    {.name = "swiglu_fp8_block_256x128_token_rows",
+     .format = WeightFormat::kFp8Block,
+     .outputs = 256,
+     .tokens = 128,
+     .layout = GroupedLayout::kTokenRows},
 };
 
 // Up to `rows_per_expert` rows on average, tiles of `tokens`. About twice the average, so that most experts' weights
@@ -52,9 +69,39 @@ bool rows_aligned(const ConstMatrix& matrix) {
   return aligned(matrix.data) && whole_accesses(matrix.stride, matrix.dtype);
 }
 
+// Whether the kernel can read what is multiplied.
+template <class Params>
+bool product_fits(const GroupedConfig& config, const Params& p) {
+  const LinearWeight& weight = *p.weight;
+  if (weight.format != config.format || weight.dtype == DType::kF32) return false;
+  if (p.alignment % config.tokens != 0 || p.rows_capacity == 0 || weight.inputs == 0) return false;
+  if (!whole_accesses(weight.inputs, weight.dtype) || !rows_aligned(p.x.values)) return false;
+  if (config.format == WeightFormat::kFp8Block &&
+      !(aligned(p.x.scales) && whole_accesses(p.x.scale_stride, DType::kF32))) {
+    return false;
+  }
+  const std::int64_t output_tiles = (weight.outputs + config.outputs - 1) / config.outputs;
+  return p.rows_capacity <= kMostTiles && output_tiles <= kMostTiles / (p.rows_capacity / config.tokens);
+}
+
+// Index of the first config with the most tokens of those that fit, else `none`.
+template <class Fits>
+int most_tokens(std::span<const GroupedConfig> configs, int none, const Fits& fits) {
+  int best = none;
+  int most = 0;
+  for (std::size_t i = 0; i < configs.size(); ++i) {
+    if (configs[i].tokens <= most || !fits(configs[i])) continue;
+    best = static_cast<int>(i);
+    most = configs[i].tokens;
+  }
+  return best;
+}
+
 }  // namespace
 
 std::span<const GroupedConfig> grouped_configs() { return kConfigs; }
+
+std::span<const GroupedConfig> grouped_swiglu_configs() { return kSwigluConfigs; }
 
 std::int64_t choose_grouped_alignment(std::int64_t rows, std::int64_t experts, std::int64_t top_k) {
   for (const TokenStep& step : kTokenSteps) {
@@ -64,29 +111,24 @@ std::int64_t choose_grouped_alignment(std::int64_t rows, std::int64_t experts, s
 }
 
 bool grouped_config_fits(const GroupedConfig& config, const GroupedLinearParams& p) {
-  const LinearWeight& weight = *p.weight;
-  if (weight.format != config.format || weight.dtype == DType::kF32 || p.y.dtype != DType::kBF16) return false;
-  if (p.alignment % config.tokens != 0 || p.rows_capacity == 0 || weight.inputs == 0) return false;
-  if (!whole_accesses(weight.inputs, weight.dtype) || !whole_accesses(weight.outputs, p.y.dtype)) return false;
-  if (!rows_aligned(p.x.values) || !rows_aligned(p.y)) return false;
-  if (config.format == WeightFormat::kFp8Block &&
-      !(aligned(p.x.scales) && whole_accesses(p.x.scale_stride, DType::kF32))) {
-    return false;
-  }
-  const std::int64_t output_tiles = (weight.outputs + config.outputs - 1) / config.outputs;
-  return p.rows_capacity <= kMostTiles && output_tiles <= kMostTiles / (p.rows_capacity / config.tokens);
+  if (p.y.dtype != DType::kBF16 || !whole_accesses(p.weight->outputs, p.y.dtype) || !rows_aligned(p.y)) return false;
+  return product_fits(config, p);
+}
+
+bool grouped_swiglu_config_fits(const GroupedConfig& config, const GroupedSwigluParams& p) {
+  // A block's gates and ups start at multiples of the scales' blocks. Rounding to BF16 is what the kernels do.
+  if (p.gate_up.dtype != DType::kBF16 || p.width % kScaleBlock != 0 || !rows_aligned(p.quantized.values)) return false;
+  return product_fits(config, p);
 }
 
 int choose_grouped_config(const GroupedLinearParams& params) {
-  const std::span<const GroupedConfig> configs = grouped_configs();
-  int best = kPlainGrouped;
-  int most_tokens = 0;
-  for (std::size_t i = 0; i < configs.size(); ++i) {
-    if (configs[i].tokens <= most_tokens || !grouped_config_fits(configs[i], params)) continue;
-    best = static_cast<int>(i);
-    most_tokens = configs[i].tokens;
-  }
-  return best;
+  return most_tokens(kConfigs, kPlainGrouped,
+                     [&](const GroupedConfig& config) { return grouped_config_fits(config, params); });
+}
+
+int choose_grouped_swiglu_config(const GroupedSwigluParams& params) {
+  return most_tokens(kSwigluConfigs, kUnfusedSwiglu,
+                     [&](const GroupedConfig& config) { return grouped_swiglu_config_fits(config, params); });
 }
 
 }  // namespace onerec::cuda

@@ -5,18 +5,26 @@
 #include <span>
 
 #include "ops/grouped_linear.h"
+#include "ops/grouped_swiglu.h"
 
 namespace onerec::cuda {
 
-// One compiled tensor-core kernel: blocks work on `outputs` x `tokens` of y.
+// What the rows of the matrix instruction are; see grouped_weight_rows.cuh and grouped_token_rows.cuh.
+enum class GroupedLayout : std::uint8_t { kWeightRows, kTokenRows };
+
+// One compiled tensor-core kernel: blocks work on `outputs` of a weight x `tokens`.
 struct GroupedConfig {
   const char* name;  // such as "fp8_block_128x16"
   WeightFormat format;
   int outputs;
   int tokens;
+  GroupedLayout layout = GroupedLayout::kWeightRows;
 };
 
 std::span<const GroupedConfig> grouped_configs();
+
+// The kernels that apply SwiGLU and quantise. Half of a block's outputs are gates.
+std::span<const GroupedConfig> grouped_swiglu_configs();
 
 // What the rows of every expert should start at a multiple of, for `rows` rows of which each goes to `top_k` of
 // `experts`: the tokens of the kernel that suits so many rows per expert.
@@ -24,11 +32,19 @@ std::int64_t choose_grouped_alignment(std::int64_t rows, std::int64_t experts, s
 
 // Whether that kernel can do this product. Otherwise a plain kernel must.
 bool grouped_config_fits(const GroupedConfig& config, const GroupedLinearParams& params);
+// The same for one of grouped_swiglu_configs().
+bool grouped_swiglu_config_fits(const GroupedConfig& config, const GroupedSwigluParams& params);
 
 // Instead of an index of grouped_configs(): plain_linear().
 inline constexpr int kPlainGrouped = -1;
 
 // Index of the config with the most tokens that fits, or kPlainGrouped.
 int choose_grouped_config(const GroupedLinearParams& params);
+
+// Instead of an index of grouped_swiglu_configs(): a product and SwiGLU on their own.
+inline constexpr int kUnfusedSwiglu = -1;
+
+// Index of the config with the most tokens that fits, or kUnfusedSwiglu.
+int choose_grouped_swiglu_config(const GroupedSwigluParams& params);
 
 }  // namespace onerec::cuda

@@ -65,6 +65,16 @@ __device__ __forceinline__ void copy_box(const CUtensorMap* map, std::uint64_t* 
       : "memory");
 }
 
+// The same for the box at (column, plane, row) of a map with three dimensions.
+__device__ __forceinline__ void copy_box(const CUtensorMap* map, std::uint64_t* barrier, void* shared, int column,
+                                         int plane, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "[%2];" ::"r"(shared_address(shared)),
+      "l"(reinterpret_cast<std::uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(plane), "r"(row)
+      : "memory");
+}
+
 // --- between threads ---
 
 // Makes this thread's ordinary writes to shared memory visible to tensor cores and copies that a barrier orders behind
@@ -74,6 +84,11 @@ __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.asy
 // A barrier of `threads` threads. `id`: 1 to 15, 0 is __syncthreads.
 __device__ __forceinline__ void sync_threads(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Counts this thread at a barrier of `threads` threads without waiting there.
+__device__ __forceinline__ void pass_threads(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // Changes how many registers the threads of a warpgroup may use; all of them call it.

@@ -6,9 +6,13 @@
 
 namespace onerec::cuda::kernels {
 
-// A warpgroup multiplies 64 query rows.
+// A warpgroup multiplies 64 query rows; a block has two that multiply.
 inline constexpr int kWarpgroup = 128;
 inline constexpr int kWarpgroupRows = 64;
+inline constexpr int kFlashWarpgroups = 2;
+
+// Tokens of a context tile.
+inline constexpr int kFlashTokens = 128;
 
 // --- shared memory ---
 
@@ -28,6 +32,11 @@ constexpr int chunk_offset(int rows, int row, int chunk) {
   return (panel * rows + row) * kPanelRowBytes + place * kChunkBytes;
 }
 
+// From the byte offset of something in chunk 0 of a row to the same place in another chunk of that row.
+constexpr int move_to_chunk(int rows, int offset, int chunk) {
+  return (offset ^ chunk % kPanelChunks * kChunkBytes) + chunk / kPanelChunks * rows * kPanelRowBytes;
+}
+
 // --- registers ---
 
 // Accumulator `element` of `thread` of a warpgroup is this row and column of the 64-row product. Consecutive groups of
@@ -44,8 +53,12 @@ constexpr int row_half(int element) { return element / 2 % 2; }
 // --- a ring of stages in shared memory ---
 
 // The use number `use` (from 0) of a ring takes this stage; its barriers complete the phase of this parity.
-constexpr int ring_stage(int use, int stages) { return use % stages; }
-constexpr std::uint32_t ring_parity(int use, int stages) { return static_cast<std::uint32_t>(use / stages % 2); }
+constexpr int ring_stage(int use, int stages) {
+  return static_cast<int>(static_cast<std::uint32_t>(use) % static_cast<std::uint32_t>(stages));
+}
+constexpr std::uint32_t ring_parity(int use, int stages) {
+  return static_cast<std::uint32_t>(use) / static_cast<std::uint32_t>(stages) % 2u;
+}
 
 // --- work ---
 
@@ -59,22 +72,32 @@ constexpr AttentionQuery query_at(std::int64_t first_row, int group, int group_h
   return {first_row + index / group_heads, group * group_heads + index % group_heads};
 }
 
+// The 64 query rows of a warpgroup are all of a group's heads, at most 64, of this many rows of a request. Those that
+// are left over stay unused.
+constexpr int rows_of_warpgroup(int group_heads) { return kWarpgroupRows / group_heads; }
+
+// index / divisor for an index below 64 and a divisor of 1 to 64, without a division on the device.
+constexpr std::uint32_t small_reciprocal(int divisor) { return 0x10000u / static_cast<std::uint32_t>(divisor) + 1u; }
+constexpr int divide_small(int index, std::uint32_t reciprocal) {
+  return static_cast<int>(static_cast<std::uint32_t>(index) * reciprocal >> 16);
+}
+
 struct TileRange {
   int begin;
   int end;
 };
 
-// The context tiles of one split of a request that has `tiles` of them.
+inline constexpr int kMostSplits = 16;
+
+// The context tiles of one split of a request that has `tiles` of them, fewer than 2^26.
 constexpr TileRange split_tiles(int tiles, int splits, int split) {
-  return {static_cast<int>(static_cast<std::int64_t>(tiles) * split / splits),
-          static_cast<int>(static_cast<std::int64_t>(tiles) * (split + 1) / splits)};
+  return {tiles * split / splits, tiles * (split + 1) / splits};
 }
 
 // Into how many parts to cut the context: 1 where `blocks` blocks fill the device or the context has few tiles, else
 // the smallest number that comes close to the best use of the multiprocessors.
 constexpr int choose_splits(std::int64_t blocks, std::int64_t tiles, int multiprocessors) {
   constexpr std::int64_t kFewTiles = 4;
-  constexpr int kMostSplits = 16;
   if (blocks <= 0 || tiles <= kFewTiles || blocks * 10 >= static_cast<std::int64_t>(multiprocessors) * 8) return 1;
   // Work per multiprocessor and wave, in tiles; one more for the start and the end of a block.
   const auto cost = [&](int splits) {
@@ -89,5 +112,65 @@ constexpr int choose_splits(std::int64_t blocks, std::int64_t tiles, int multipr
   }
   return 1;
 }
+
+// All the work, by capacity, cut into items: a tile of rows of a request, a group, and a split of the context. Items
+// with the same keys follow each other, so that blocks that run side by side read them together.
+struct AttentionSchedule {
+  int requests = 0;
+  int groups = 0;
+  int splits = 1;
+  int row_tiles = 0;  // of a request
+  int tile_rows = 0;  // rows of a request in a tile: those of all warpgroups
+  int items = 0;
+};
+
+inline constexpr std::int64_t kMostAttentionItems = std::int64_t{1} << 30;
+
+// What a block is to do. Without live rows it is nothing; without tiles there are rows but no context for them.
+struct alignas(16) AttentionItem {
+  int first_row = 0;  // of q and out
+  int rows = 0;       // live ones
+  int group = 0;
+  int split = 0;
+  int tiles = 0;        // of the context, walked from the last to the first: the one with an end comes first
+  int last_token = 0;   // with which the last tile begins
+  int last_tokens = 0;  // of the request in the last tile
+  int unused = 0;
+};
+
+constexpr AttentionItem item_at(const AttentionSchedule& schedule, int index, const std::int32_t* row_offsets,
+                                const std::int32_t* context_offsets) {
+  const int row_tile = index % schedule.row_tiles;
+  index /= schedule.row_tiles;
+  const int split = index % schedule.splits;
+  index /= schedule.splits;
+  const int request = index / schedule.groups;
+  const int tokens_begin = context_offsets[request];
+  const int tokens = context_offsets[request + 1] - tokens_begin;
+  const int rows_begin = row_offsets[request];
+  const int rows = row_offsets[request + 1] - rows_begin - row_tile * schedule.tile_rows;
+  const TileRange tiles = split_tiles((tokens + kFlashTokens - 1) / kFlashTokens, schedule.splits, split);
+  const int last = (tiles.end - 1) * kFlashTokens;
+
+  AttentionItem item;
+  item.first_row = rows_begin + row_tile * schedule.tile_rows;
+  item.rows = rows < 0 ? 0 : rows < schedule.tile_rows ? rows : schedule.tile_rows;
+  item.group = index % schedule.groups;
+  item.split = split;
+  item.tiles = tiles.end - tiles.begin;
+  item.last_token = tokens_begin + last;
+  item.last_tokens = tokens - last < kFlashTokens ? tokens - last : kFlashTokens;
+  return item;
+}
+
+// How many of an item's rows a warpgroup has; its first one is its index times `warpgroup_rows`.
+constexpr int live_rows(const AttentionItem& item, int warpgroup, int warpgroup_rows) {
+  const int rows = item.rows - warpgroup * warpgroup_rows;
+  return rows < 0 ? 0 : rows < warpgroup_rows ? rows : warpgroup_rows;
+}
+
+// A block does the items blockIdx, blockIdx + gridDim, ... . Those with live rows are numbered from 0 on; number n is
+// described, and has its queries, in slot n % 2.
+inline constexpr int kItemSlots = 2;
 
 }  // namespace onerec::cuda::kernels

@@ -1,167 +1,126 @@
-// Cross-attention on tensor cores (sm_90a). A block takes a tile of queries of one request and group and walks over the
-// context, whose tiles one thread copies into a ring in shared memory; two warpgroups with 64 queries each multiply
-// them, with a running maximum. The scores of a tile are computed while the values of the tile before it are summed.
+// Cross-attention on tensor cores (sm_90a). Blocks stay on their multiprocessor and walk over items: a tile of rows of
+// one request and group, and the context of the request. One thread copies queries and context tiles into shared memory
+// and runs ahead into the next item; two warpgroups with 64 queries each multiply them, with a running maximum. The
+// scores of a tile are computed while the values of the tile before it are summed.
 #pragma once
-
-#include <cuda.h>
-
-#include <cute/algorithm/gemm.hpp>
-#include <cute/arch/mma_sm90.hpp>
-#include <cute/atom/mma_atom.hpp>
-#include <cute/atom/mma_traits_sm90_gmma.hpp>
-#include <cute/tensor.hpp>
 
 #include "backends/cuda/kernels/async_shared.cuh"
 #include "backends/cuda/kernels/attention_layout.cuh"
 #include "backends/cuda/kernels/flash_attention_arguments.cuh"
+#include "backends/cuda/kernels/flash_attention_memory.cuh"
+#include "backends/cuda/kernels/flash_attention_output.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
 #include "backends/cuda/kernels/running_softmax.cuh"
 
 namespace onerec::cuda::kernels {
 
-template <int kHeadDim_, ContextTensors kContext_>
-struct FlashAttentionConfig {
-  static constexpr int kHeadDim = kHeadDim_;
-  static constexpr ContextTensors kContext = kContext_;
-  static constexpr bool kShared = kContext == ContextTensors::kShared;
-  static constexpr int kConsumers = kFlashRows / kWarpgroupRows;  // warpgroups that multiply
-  static constexpr int kRows = kFlashRows;
-  static constexpr int kTokens = kFlashTokens;
-  static constexpr int kStages = kShared ? 4 : 2;
-  static constexpr int kRings = kShared ? 1 : 2;
-  static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-  static constexpr int kPanels = kHeadDim / kPanelColumns;
-  static constexpr int kChunks = kHeadDim / kChunkColumns;
-
-  static constexpr int kQueryBytes = kWarpgroupRows * kHeadDim * 2;  // of a warpgroup
-  static constexpr int kTileBytes = kTokens * kHeadDim * 2;
-  static constexpr int kBarrierOffset = kConsumers * kQueryBytes + kRings * kStages * kTileBytes;
-  static constexpr int kSharedBytes = kBarrierOffset + kRings * kStages * 2 * 8;
-
-  // Registers per thread of the copying and of the multiplying warpgroups; together the 168 that all start with.
-  static constexpr int kCopyRegisters = 24;
-  static constexpr int kMultiplyRegisters = 240;
-};
-
-// The same bytes seen by the two products: keys [token, column] and values [column, token].
-template <class Config>
-struct FlashAttentionLayouts {
-  using Element = cute::bfloat16_t;
-  using Queries = decltype(cute::tile_to_shape(cute::GMMA::Layout_K_SW128_Atom<Element>{},
-                                               cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>>{}));
-  using Keys = decltype(cute::tile_to_shape(
-      cute::GMMA::Layout_K_SW128_Atom<Element>{},
-      cute::Shape<cute::Int<Config::kTokens>, cute::Int<Config::kHeadDim>, cute::Int<Config::kStages>>{}));
-  using Values = decltype(cute::tile_to_shape(
-      cute::GMMA::Layout_MN_SW128_Atom<Element>{},
-      cute::Shape<cute::Int<Config::kHeadDim>, cute::Int<Config::kTokens>, cute::Int<Config::kStages>>{},
-      cute::Step<cute::_2, cute::_1, cute::_3>{}));
-  using ScoreMma = decltype(cute::make_tiled_mma(
-      cute::GMMA::ss_op_selector<
-          Element, Element, float,
-          cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kTokens>, cute::Int<Config::kHeadDim>>,
-          cute::GMMA::Major::K, cute::GMMA::Major::K>()));
-  using ValueMma = decltype(cute::make_tiled_mma(
-      cute::GMMA::rs_op_selector<
-          Element, Element, float,
-          cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>, cute::Int<Config::kTokens>>,
-          cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
-};
-
-// What a block does; the same for all of its threads.
-struct FlashAttentionTask {
-  std::int64_t first_row;    // of the request
-  std::int64_t first_token;  // of the request
-  int first_query;           // of the tile, within the request and group
-  int queries;               // live ones in the tile
-  int group;
-  int split;
-  int tokens;       // of the request
-  TileRange tiles;  // of this split; walked from the last to the first, so that the one with an end comes first
-
-  __device__ int count() const { return tiles.end - tiles.begin; }
-};
-
-template <class Config>
-class FlashAttentionMemory {
- public:
-  __device__ explicit FlashAttentionMemory(unsigned char* shared) : shared_(shared) {}
-
-  __device__ unsigned char* queries(int consumer) const { return shared_ + consumer * Config::kQueryBytes; }
-  // Ring 0 holds the keys; the last ring the values, which may be the same.
-  __device__ unsigned char* ring(int ring) const {
-    return shared_ + Config::kConsumers * Config::kQueryBytes + ring * Config::kStages * Config::kTileBytes;
-  }
-  __device__ std::uint64_t* filled(int ring, int stage) const { return barriers() + ring * Config::kStages + stage; }
-  __device__ std::uint64_t* emptied(int ring, int stage) const {
-    return barriers() + (Config::kRings + ring) * Config::kStages + stage;
-  }
-
-  static constexpr int kKeys = 0;
-  static constexpr int kValues = Config::kRings - 1;
-
- private:
-  __device__ std::uint64_t* barriers() const {
-    return reinterpret_cast<std::uint64_t*>(shared_ + Config::kBarrierOffset);
-  }
-
-  unsigned char* shared_;
-};
-
 // --- the copying thread ---
 
+// Describes item `number` in its slot and copies its queries. Queries behind the live ones are of other requests; their
+// results are not stored.
+template <class Config>
+__device__ __forceinline__ void copy_item(const FlashAttentionArguments& args,
+                                          const FlashAttentionMemory<Config>& memory, const CUtensorMap* map,
+                                          const AttentionItem& item, int number) {
+  const int slot = ring_stage(number, kItemSlots);
+  const int warpgroup_rows = args.schedule.tile_rows / Config::kConsumers;
+  const int consumers = live_rows(item, 1, warpgroup_rows) > 0 ? 2 : 1;
+  std::uint64_t* filled = memory.item_filled(slot);
+  wait_barrier(memory.item_emptied(slot), ring_parity(number, kItemSlots) ^ 1u);
+  *memory.item(slot) = item;
+  arrive_expecting(filled, consumers * Config::kPanels * warpgroup_rows * args.group_heads * kPanelRowBytes);
+#pragma unroll 1
+  for (int consumer = 0; consumer < consumers; ++consumer) {
+#pragma unroll
+    for (int panel = 0; panel < Config::kPanels; ++panel) {
+      copy_box(map, filled, memory.queries(consumer, slot) + panel * kWarpgroupRows * kPanelRowBytes,
+               panel * kPanelColumns, item.group * args.group_heads, item.first_row + consumer * warpgroup_rows);
+    }
+  }
+}
+
+// Uses of a ring are numbered from 0 on over all items of the block.
 template <class Config>
 __device__ __forceinline__ void copy_tile(const FlashAttentionMemory<Config>& memory, int ring, const CUtensorMap* map,
-                                          const FlashAttentionTask& task, int use) {
+                                          int group, int token, int use) {
   const int stage = ring_stage(use, Config::kStages);
   std::uint64_t* filled = memory.filled(ring, stage);
-  unsigned char* tile = memory.ring(ring) + stage * Config::kTileBytes;
+  unsigned char* tile = memory.ring(ring, stage);
   wait_barrier(memory.emptied(ring, stage), ring_parity(use, Config::kStages) ^ 1u);
   arrive_expecting(filled, Config::kTileBytes);
-  const int row = static_cast<int>(task.first_token) + (task.tiles.end - 1 - use) * Config::kTokens;
 #pragma unroll
   for (int panel = 0; panel < Config::kPanels; ++panel) {
     copy_box(map, filled, tile + panel * Config::kTokens * kPanelRowBytes,
-             task.group * Config::kHeadDim + panel * kPanelColumns, row);
+             group * Config::kHeadDim + panel * kPanelColumns, token);
+  }
+}
+
+// The tiles of an item in the order in which they are needed: the scores are one tile ahead of the values.
+template <class Config>
+__device__ __forceinline__ void copy_context(const FlashAttentionMemory<Config>& memory, const FlashAttentionMaps& maps,
+                                             const AttentionItem& item, int first_use) {
+  using Memory = FlashAttentionMemory<Config>;
+#pragma unroll 1
+  for (int tile = 0; tile < item.tiles; ++tile) {
+    const int token = item.last_token - tile * Config::kTokens;
+    const int use = first_use + tile;
+    copy_tile(memory, Memory::kKeys, &maps.keys, item.group, token, use);
+    if constexpr (!Config::kShared) {
+      if (tile > 0) copy_tile(memory, Memory::kValues, &maps.values, item.group, token + Config::kTokens, use - 1);
+    }
+  }
+  if constexpr (!Config::kShared) {
+    if (item.tiles > 0) {
+      copy_tile(memory, Memory::kValues, &maps.values, item.group, item.last_token - (item.tiles - 1) * Config::kTokens,
+                first_use + item.tiles - 1);
+    }
   }
 }
 
 template <class Config>
-__device__ __forceinline__ void copy_context(const FlashAttentionMemory<Config>& memory, const CUtensorMap* keys,
-                                             const CUtensorMap* values, const FlashAttentionTask& task) {
-  using Memory = FlashAttentionMemory<Config>;
-  const int count = task.count();
-  // In the order in which they are needed: the scores are one tile ahead of the values.
+__device__ __forceinline__ void copy_items(const FlashAttentionArguments& args,
+                                           const FlashAttentionMemory<Config>& memory, const FlashAttentionMaps& maps) {
+  int number = 0;
+  int use = 0;
 #pragma unroll 1
-  for (int use = 0; use < count; ++use) {
-    copy_tile(memory, Memory::kKeys, keys, task, use);
-    if constexpr (!Config::kShared) {
-      if (use > 0) copy_tile(memory, Memory::kValues, values, task, use - 1);
-    }
+  for (int index = static_cast<int>(blockIdx.x); index < args.schedule.items; index += static_cast<int>(gridDim.x)) {
+    const AttentionItem item = item_at(args.schedule, index, args.row_offsets, args.context_offsets);
+    if (item.rows == 0) continue;
+    copy_item(args, memory, &maps.queries, item, number);
+    copy_context(memory, maps, item, use);
+    ++number;
+    use += item.tiles;
   }
-  if constexpr (!Config::kShared) copy_tile(memory, Memory::kValues, values, task, count - 1);
+  // An item without rows is the end.
+  const int slot = ring_stage(number, kItemSlots);
+  wait_barrier(memory.item_emptied(slot), ring_parity(number, kItemSlots) ^ 1u);
+  *memory.item(slot) = AttentionItem{};
+  arrive(memory.item_filled(slot));
 }
 
 // --- the multiplying warpgroups ---
 
-// A warpgroup's queries; 0 behind the live ones.
-template <class Config>
-__device__ __forceinline__ void load_queries(const FlashAttentionArguments& args, const FlashAttentionTask& task,
-                                             unsigned char* shared, int consumer, int thread) {
-#pragma unroll 4
-  for (int i = thread; i < kWarpgroupRows * Config::kChunks; i += kWarpgroup) {
-    const int row = i / Config::kChunks;
-    const int chunk = i % Config::kChunks;
-    const int index = consumer * kWarpgroupRows + row;
-    uint4 values = make_uint4(0, 0, 0, 0);
-    if (index < task.queries) {
-      const AttentionQuery query = query_at(task.first_row, task.group, args.group_heads, task.first_query + index);
-      values = *reinterpret_cast<const uint4*>(args.q + query.row * args.q_stride + query.head * Config::kHeadDim +
-                                               chunk * kChunkColumns);
-    }
-    *reinterpret_cast<uint4*>(shared + chunk_offset(kWarpgroupRows, row, chunk)) = values;
+// Barriers among threads: of a warpgroup by itself, and for the turns.
+__device__ __forceinline__ void sync_warpgroup(int consumer) { sync_threads(1 + consumer, kWarpgroup); }
+
+// The two warpgroups take turns at starting products, so that one has its exponentials while the tensor cores work for
+// the other. Each takes and passes as many turns of an item as the other, or neither has any.
+class Turns {
+ public:
+  __device__ explicit Turns(int consumer) : consumer_(consumer) {
+    if (consumer == 1) pass();
   }
-}
+  __device__ __forceinline__ void take() const { sync_threads(kFirst + consumer_, 2 * kWarpgroup); }
+  __device__ __forceinline__ void pass() const { pass_threads(kFirst + 1 - consumer_, 2 * kWarpgroup); }
+  // Once, at the end: takes the turn that is left.
+  __device__ __forceinline__ void finish() const {
+    if (consumer_ == 0) take();
+  }
+
+ private:
+  static constexpr int kFirst = 1 + kFlashWarpgroups;
+  int consumer_;
+};
 
 // Sets the rows from `tokens` on of a tile of values to 0: what lies behind a request may be anything, and 0 * NaN is
 // not 0. Both warpgroups do it, so that neither waits for the other. A row's chunks stay within its 128 bytes.
@@ -189,87 +148,42 @@ __device__ __forceinline__ void start_product(Mma& mma, cute::GMMA::ScaleOut fir
   cute::warpgroup_commit_batch();
 }
 
-// Every warp reports that its part of the products that read this stage is done.
+// Every warp reports that it is done with what the barrier guards.
 __device__ __forceinline__ void release(std::uint64_t* emptied, int thread) {
   if (thread % 32 == 0) arrive(emptied);
 }
 
-// Divides the sums by the denominators and stores the live rows, in chunks of 16 bytes by way of the queries' memory.
-template <class Config, class Sums>
-__device__ __forceinline__ void store_output(const FlashAttentionArguments& args, const FlashAttentionTask& task,
-                                             const Sums& sums, const float (&denominator)[2], unsigned char* shared,
-                                             int consumer, int thread) {
-  sync_threads(1 + consumer, kWarpgroup);  // all warps are done with the queries
-  const float inverse[2] = {1.0f / denominator[0], 1.0f / denominator[1]};
+// An item of which the warpgroup has no rows: it gives back the tiles as they come.
+template <class Config>
+__device__ __forceinline__ void look_on(const FlashAttentionMemory<Config>& memory, int tiles, int first_use,
+                                        int thread) {
+#pragma unroll 1
+  for (int use = first_use; use < first_use + tiles; ++use) {
+    const int stage = ring_stage(use, Config::kStages);
 #pragma unroll
-  for (int e = 0; e < Config::kHeadDim / 2; e += 2) {
-    const int row = accumulator_row(thread, e);
-    const int column = accumulator_column(thread, e);
-    const int offset = chunk_offset(kWarpgroupRows, row, column / kChunkColumns) + column % kChunkColumns * 2;
-    *reinterpret_cast<std::uint32_t*>(shared + offset) =
-        pack_pair(sums(e) * inverse[row_half(e)], sums(e + 1) * inverse[row_half(e)]);
-  }
-  __syncwarp();  // a warp has its 16 rows to itself
-  const int warp = thread / 32;
-#pragma unroll 4
-  for (int i = thread % 32; i < 16 * Config::kChunks; i += 32) {
-    const int row = warp * 16 + i / Config::kChunks;
-    const int chunk = i % Config::kChunks;
-    const int index = consumer * kWarpgroupRows + row;
-    if (index >= task.queries) break;
-    const AttentionQuery query = query_at(task.first_row, task.group, args.group_heads, task.first_query + index);
-    *reinterpret_cast<uint4*>(args.out + query.row * args.out_stride + query.head * Config::kHeadDim +
-                              chunk * kChunkColumns) =
-        *reinterpret_cast<const uint4*>(shared + chunk_offset(kWarpgroupRows, row, chunk));
-  }
-}
-
-__device__ __forceinline__ std::int64_t split_index(const FlashAttentionArguments& args, const FlashAttentionTask& task,
-                                                    int index) {
-  const AttentionQuery query = query_at(task.first_row, task.group, args.group_heads, task.first_query + index);
-  return (task.split * args.rows_capacity + query.row) * args.heads + query.head;
-}
-
-template <class Config, class Sums>
-__device__ __forceinline__ void store_split(const FlashAttentionArguments& args, const FlashAttentionTask& task,
-                                            const Sums& sums, const RunningSoftmax& softmax,
-                                            const float (&denominator)[2], int consumer, int thread) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int index = consumer * kWarpgroupRows + accumulator_row(thread, 2 * half);
-    if (index >= task.queries) continue;
-    const std::int64_t place = split_index(args, task, index);
-    float* to = args.split_sums + place * Config::kHeadDim;
-#pragma unroll
-    for (int e = 2 * half; e < Config::kHeadDim / 2; e += 4) {
-      *reinterpret_cast<float2*>(to + accumulator_column(thread, e)) = make_float2(sums(e), sums(e + 1));
-    }
-    if (thread % 4 == 0) {
-      args.split_norms[place] = make_float2(softmax.largest[half], denominator[half]);
+    for (int ring = 0; ring < Config::kRings; ++ring) {
+      wait_barrier(memory.filled(ring, stage), ring_parity(use, Config::kStages));
+      release(memory.emptied(ring, stage), thread);
     }
   }
 }
 
 template <class Config>
-__device__ __forceinline__ void attend(const FlashAttentionArguments& args, const FlashAttentionTask& task,
-                                       const FlashAttentionMemory<Config>& memory, int consumer) {
+__device__ __forceinline__ void attend(const FlashAttentionArguments& args, const AttentionItem& item,
+                                       const WarpgroupQueries& live, const FlashAttentionMemory<Config>& memory,
+                                       int slot, int first_use, bool with_turns, const Turns& turns, int consumer,
+                                       int thread) {
   using Memory = FlashAttentionMemory<Config>;
   using Layouts = FlashAttentionLayouts<Config>;
   using Element = typename Layouts::Element;
   using cute::_;
   constexpr int kStages = Config::kStages;
-  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-  unsigned char* query_tile = memory.queries(consumer);
-
-  load_queries<Config>(args, task, query_tile, consumer, thread);
-  publish_shared();
-  sync_threads(1 + consumer, kWarpgroup);
 
   typename Layouts::ScoreMma score_mma;
   typename Layouts::ValueMma value_mma;
   const auto as_elements = [](unsigned char* bytes) { return cute::make_smem_ptr(reinterpret_cast<Element*>(bytes)); };
   const auto queries = score_mma.get_slice(thread).partition_fragment_A(
-      cute::make_tensor(as_elements(query_tile), typename Layouts::Queries{}));
+      cute::make_tensor(as_elements(memory.queries(consumer)), typename Layouts::Queries{}));
   const auto keys = score_mma.get_slice(thread).partition_fragment_B(
       cute::make_tensor(as_elements(memory.ring(Memory::kKeys)), typename Layouts::Keys{}));
   const auto values = value_mma.get_slice(thread).partition_fragment_B(
@@ -282,11 +196,19 @@ __device__ __forceinline__ void attend(const FlashAttentionArguments& args, cons
       cute::Layout<
           cute::Shape<cute::Shape<cute::_2, cute::_2, cute::_2>, cute::_1, cute::Int<Config::kTokens / 16>>>{});
 
+  const auto take_turn = [&] {
+    if (with_turns) turns.take();
+  };
+  const auto pass_turn = [&] {
+    if (with_turns) turns.pass();
+  };
   const auto await = [&](int ring, int use) {
     wait_barrier(memory.filled(ring, ring_stage(use, kStages)), ring_parity(use, kStages));
   };
+  const auto release_tile = [&](int ring, int use) { release(memory.emptied(ring, ring_stage(use, kStages)), thread); };
   const auto start_scores = [&](int use) {
-    start_product(score_mma, cute::GMMA::ScaleOut::Zero, queries, keys(_, _, _, ring_stage(use, kStages)), scores);
+    start_product(score_mma, cute::GMMA::ScaleOut::Zero, queries(_, _, _, slot),
+                  keys(_, _, _, ring_stage(use, kStages)), scores);
   };
   const auto start_sums = [&](int use) {
     cute::warpgroup_fence_operand(numerators);
@@ -295,23 +217,25 @@ __device__ __forceinline__ void attend(const FlashAttentionArguments& args, cons
 
   RunningSoftmax softmax;
   float shrink[2];
-  const int count = task.count();
+  const int end = first_use + item.tiles;
   cute::clear(sums);
 
   // The last tile of the request has tokens that are not the request's.
-  const int tokens = task.tokens - (task.tiles.end - 1) * Config::kTokens;
-  await(Memory::kKeys, 0);
-  start_scores(0);
-  if (tokens < Config::kTokens) {
-    await(Memory::kValues, 0);
-    clear_tail<Config>(memory.ring(Memory::kValues), tokens, thread);
+  const bool has_tail = item.last_tokens < Config::kTokens;
+  await(Memory::kKeys, first_use);
+  take_turn();
+  start_scores(first_use);
+  pass_turn();
+  if (has_tail) {
+    await(Memory::kValues, first_use);
+    clear_tail<Config>(memory.ring(Memory::kValues, ring_stage(first_use, kStages)), item.last_tokens, thread);
     publish_shared();
-    sync_threads(1 + consumer, kWarpgroup);
+    sync_warpgroup(consumer);
   }
   cute::warpgroup_wait<0>();
   cute::warpgroup_fence_operand(scores);
-  if constexpr (!Config::kShared) release(memory.emptied(Memory::kKeys, 0), thread);
-  if (tokens < Config::kTokens) mask_columns(scores, tokens, thread);
+  if constexpr (!Config::kShared) release_tile(Memory::kKeys, first_use);
+  if (has_tail) mask_columns(scores, item.last_tokens, thread);
   softmax.advance(scores, args.scale_log2, shrink);
 
   // Waits for the sums up to tile use - 2, rescales them for the scores of tile use - 1, and rounds those. It stands at
@@ -321,90 +245,94 @@ __device__ __forceinline__ void attend(const FlashAttentionArguments& args, cons
     cute::warpgroup_wait<0>();
     cute::warpgroup_fence_operand(sums);
     cute::warpgroup_fence_operand(numerators);
-    if (use > 1) release(memory.emptied(Memory::kValues, ring_stage(use - 2, kStages)), thread);
+    if (use > first_use + 1) release_tile(Memory::kValues, use - 2);
     scale_rows(sums, shrink);
     round_numerators(scores, numerators);
   };
 #pragma unroll 1
-  for (int use = 1; use < count; ++use) {
+  for (int use = first_use + 1; use < end; ++use) {
     finish_sums(use);
     await(Memory::kKeys, use);
-    start_scores(use);
     if constexpr (!Config::kShared) await(Memory::kValues, use - 1);
+    take_turn();
+    start_scores(use);
     start_sums(use - 1);
+    pass_turn();
     cute::warpgroup_wait<1>();
     cute::warpgroup_fence_operand(scores);
-    if constexpr (!Config::kShared) release(memory.emptied(Memory::kKeys, ring_stage(use, kStages)), thread);
+    if constexpr (!Config::kShared) release_tile(Memory::kKeys, use);
     softmax.advance(scores, args.scale_log2, shrink);
   }
-  finish_sums(count);
+  finish_sums(end);
 
-  if constexpr (!Config::kShared) await(Memory::kValues, count - 1);
-  start_sums(count - 1);
-  allow_next_kernel();
+  if constexpr (!Config::kShared) await(Memory::kValues, end - 1);
+  take_turn();
+  start_sums(end - 1);
+  pass_turn();
   const float denominator[2] = {sum_of_four_lanes(softmax.sum[0]), sum_of_four_lanes(softmax.sum[1])};
   cute::warpgroup_wait<0>();
   cute::warpgroup_fence_operand(sums);
   cute::warpgroup_fence_operand(numerators);
-  if (args.splits == 1) {
-    store_output<Config>(args, task, sums, denominator, query_tile, consumer, thread);
+  release_tile(Memory::kValues, end - 1);
+  if (args.schedule.splits > 1) {
+    store_split<Config::kHeadDim>(args, live, item.split, sums, softmax, denominator, thread_anew(thread));
   } else {
-    store_split<Config>(args, task, sums, softmax, denominator, consumer, thread);
+    sync_warpgroup(consumer);  // all of its warps are done with the queries
+    store_output<Config::kHeadDim>(args, live, sums, denominator, memory.queries(consumer, slot), thread_anew(thread));
   }
 }
 
-// Without context tokens: the output is 0, and a split says that it has nothing to add.
 template <class Config>
-__device__ __forceinline__ void store_nothing(const FlashAttentionArguments& args, const FlashAttentionTask& task) {
-  const int thread = static_cast<int>(threadIdx.x);
-  if (args.splits > 1) {
-    if (thread < task.queries) args.split_norms[split_index(args, task, thread)] = make_float2(-INFINITY, -1.0f);
-    return;
+__device__ __forceinline__ void attend_items(const FlashAttentionArguments& args,
+                                             const FlashAttentionMemory<Config>& memory, int consumer) {
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
+  const int warpgroup_rows = args.schedule.tile_rows / Config::kConsumers;
+  const Turns turns(consumer);
+  int first_use = 0;
+#pragma unroll 1
+  for (int number = 0;; ++number) {
+    const int slot = ring_stage(number, kItemSlots);
+    wait_barrier(memory.item_filled(slot), ring_parity(number, kItemSlots));
+    const AttentionItem item = *memory.item(slot);
+    if (item.rows == 0) break;
+    const WarpgroupQueries live = {item.first_row + consumer * warpgroup_rows, item.group * args.group_heads,
+                                   live_rows(item, consumer, warpgroup_rows) * args.group_heads};
+    if (item.tiles == 0) {
+      store_nothing<Config::kHeadDim>(args, live, item.split, thread);
+    } else if (live.count == 0) {
+      look_on(memory, item.tiles, first_use, thread);
+    } else {
+      attend(args, item, live, memory, slot, first_use, item.rows > warpgroup_rows, turns, consumer, thread);
+    }
+    first_use += item.tiles;
+    __syncwarp();
+    release(memory.item_emptied(slot), thread);
   }
-  for (int i = thread; i < task.queries * Config::kChunks; i += Config::kThreads) {
-    const AttentionQuery query =
-        query_at(task.first_row, task.group, args.group_heads, task.first_query + i / Config::kChunks);
-    *reinterpret_cast<uint4*>(args.out + query.row * args.out_stride + query.head * Config::kHeadDim +
-                              i % Config::kChunks * kChunkColumns) = make_uint4(0, 0, 0, 0);
-  }
+  turns.finish();
 }
 
-// Grid: query tiles of a request and group, groups, requests * splits. The maps show [tokens, groups * head_dim] in
-// boxes of kTokens rows and 64 columns, with the 128-byte swizzle.
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
-    flash_attention(const __grid_constant__ CUtensorMap keys, const __grid_constant__ CUtensorMap values,
-                    const FlashAttentionArguments args) {
+    flash_attention(const __grid_constant__ FlashAttentionMaps maps, const FlashAttentionArguments args) {
+  static_assert(Config::kConsumers == 2, "they take turns");
   wait_for_previous_kernel();
+  allow_next_kernel();
   extern __shared__ __align__(1024) unsigned char flash_attention_shared[];
-  using Memory = FlashAttentionMemory<Config>;
-  const Memory memory(flash_attention_shared);
+  const FlashAttentionMemory<Config> memory(flash_attention_shared);
 
-  const int request = static_cast<int>(blockIdx.z) / args.splits;
-  FlashAttentionTask task;
-  task.split = static_cast<int>(blockIdx.z) % args.splits;
-  task.group = static_cast<int>(blockIdx.y);
-  task.first_row = args.row_offsets[request];
-  task.first_query = static_cast<int>(blockIdx.x) * Config::kRows;
-  const int queries = (args.row_offsets[request + 1] - args.row_offsets[request]) * args.group_heads;
-  task.queries = min(queries - task.first_query, Config::kRows);
-  if (task.queries <= 0) return;
-  task.first_token = args.context_offsets[request];
-  task.tokens = args.context_offsets[request + 1] - args.context_offsets[request];
-  task.tiles = split_tiles((task.tokens + Config::kTokens - 1) / Config::kTokens, args.splits, task.split);
-  if (task.count() == 0) {
-    store_nothing<Config>(args, task);
-    return;
-  }
-
-  const int consumers = (task.queries + kWarpgroupRows - 1) / kWarpgroupRows;
   if (threadIdx.x == 0) {
-    prefetch_map(&keys);
-    if constexpr (!Config::kShared) prefetch_map(&values);
+    prefetch_map(&maps.queries);
+    prefetch_map(&maps.keys);
+    if constexpr (!Config::kShared) prefetch_map(&maps.values);
+    constexpr int kConsumerWarps = Config::kConsumers * (kWarpgroup / 32);
+    for (int slot = 0; slot < kItemSlots; ++slot) {
+      init_barrier(memory.item_filled(slot), 1);
+      init_barrier(memory.item_emptied(slot), kConsumerWarps);
+    }
     for (int ring = 0; ring < Config::kRings; ++ring) {
       for (int stage = 0; stage < Config::kStages; ++stage) {
         init_barrier(memory.filled(ring, stage), 1);
-        init_barrier(memory.emptied(ring, stage), consumers * (kWarpgroup / 32));
+        init_barrier(memory.emptied(ring, stage), kConsumerWarps);
       }
     }
     publish_barriers();
@@ -414,10 +342,10 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   if (warpgroup == 0) {
     give_up_registers<Config::kCopyRegisters>();
-    if (threadIdx.x == 0) copy_context<Config>(memory, &keys, &values, task);
+    if (threadIdx.x == 0) copy_items(args, memory, maps);
   } else {
     take_registers<Config::kMultiplyRegisters>();
-    if (warpgroup - 1 < consumers) attend<Config>(args, task, memory, warpgroup - 1);
+    attend_items(args, memory, warpgroup - 1);
   }
 }
 

@@ -52,6 +52,18 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
 #endif
 }
 
+// 1 / value within 1 unit in the last place; 0 where that is subnormal.
+__device__ __forceinline__ float approximate_inverse(float value) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+#else
+  const float result = 1.0f / value;
+  return fabsf(result) < 1.17549435e-38f ? 0.0f : result;
+#endif
+}
+
 // --- E4M3 ---
 
 // The scale of a group whose largest magnitude is `amax`. NaN and infinity stay.
@@ -66,14 +78,19 @@ __device__ __forceinline__ std::uint8_t to_e4m3(float value) {
   return static_cast<std::uint8_t>(code | ((bits_as<std::uint32_t>(value) >> 24) & 0x80u));
 }
 
-// Four codes, a in the lowest byte.
-__device__ __forceinline__ std::uint32_t to_e4m3x4(float a, float b, float c, float d) {
+// Four codes, a in the lowest byte, of values none of which is NaN.
+__device__ __forceinline__ std::uint32_t numbers_to_e4m3x4(float a, float b, float c, float d) {
   const auto low = static_cast<std::uint32_t>(__nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3));
   const auto high = static_cast<std::uint32_t>(__nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3));
+  return low | high << 16;
+}
+
+// The same of any values.
+__device__ __forceinline__ std::uint32_t to_e4m3x4(float a, float b, float c, float d) {
   const std::uint32_t signs =
       ((bits_as<std::uint32_t>(a) >> 24) & 0x80u) | ((bits_as<std::uint32_t>(b) >> 16) & 0x8000u) |
       ((bits_as<std::uint32_t>(c) >> 8) & 0x800000u) | (bits_as<std::uint32_t>(d) & 0x80000000u);
-  return low | high << 16 | signs;
+  return numbers_to_e4m3x4(a, b, c, d) | signs;
 }
 
 // Exact; both NaN codes give a NaN.

@@ -17,10 +17,12 @@ struct QuantizeArguments {
 
 // `cols` is a multiple of a vector of T; x and its rows are aligned to vectors, the codes to as many codes.
 template <class T, class Team, int kVectors>
-__global__ void __launch_bounds__(Team::kMaxThreads) quantize_kernel(QuantizeArguments p) {
+__global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResidentThreads / Team::kMaxThreads)
+    quantize_kernel(const __grid_constant__ QuantizeArguments p) {
   wait_for_previous_kernel();
   allow_next_kernel();
   constexpr int kN = kVector<T>;
+  Team team;
   const auto load = [&](const RowPart& at) {
     return load_row_vectors<T, Team, kVectors>(static_cast<const T*>(p.x) + at.row * p.x_stride, at);
   };
@@ -28,7 +30,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads) quantize_kernel(QuantizeArg
     float values[kVectors][kN];
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) unpack<T>(held.vector[i], values[i]);
-    quantize_part<Team>(p.quantized, at, values);
+    quantize_part(team, p.quantized, at, values);
   };
   for_row_parts<Team>(p.rows, load, process);
 }

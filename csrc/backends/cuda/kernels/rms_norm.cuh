@@ -19,7 +19,8 @@ struct RmsNormArguments {
   Element y_type = Element::kNone;
   void* y = nullptr;
   std::int64_t y_stride = 0;
-  CodeRows quantized = {};  // parts = 1
+  CodeRows quantized = {};         // parts = 1
+  CodeRows quantized_blocks = {};  // parts = 1, per block
 };
 
 template <int kN>
@@ -43,12 +44,37 @@ __device__ __forceinline__ void store_rounded(Element type, void* base, std::int
   }
 }
 
+// The factors of a thread's vectors, the same in every group.
+template <class Team, int kVectors, int kN>
+__device__ __forceinline__ void load_gamma(const RmsNormArguments& p, float (&gamma)[kVectors][kN]) {
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int vector = Team::member() + i * Team::members();
+#pragma unroll
+    for (int j = 0; j < kN; j += 4) {
+      const float4 factors =
+          vector < p.rows.part_vectors
+              ? *reinterpret_cast<const float4*>(p.gamma + static_cast<std::int64_t>(vector) * kN + j)
+              : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      gamma[i][j] = factors.x;
+      gamma[i][j + 1] = factors.y;
+      gamma[i][j + 2] = factors.z;
+      gamma[i][j + 3] = factors.w;
+    }
+  }
+}
+
 // Widths are multiples of a vector of T; x, y, gamma and their rows are aligned to vectors of T, codes to its elements.
+// gamma is constant and therefore read before the wait: it comes from memory while the kernel before this one ends.
 template <class T, class Team, int kVectors>
-__global__ void __launch_bounds__(Team::kMaxThreads) rms_norm_kernel(RmsNormArguments p) {
+__global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResidentThreads / Team::kMaxThreads)
+    rms_norm_kernel(const __grid_constant__ RmsNormArguments p) {
+  constexpr int kN = kVector<T>;
+  float gamma[kVectors][kN];
+  load_gamma<Team>(p, gamma);
   wait_for_previous_kernel();
   allow_next_kernel();
-  constexpr int kN = kVector<T>;
+  Team team;
   const auto load = [&](const RowPart& at) {
     return load_row_vectors<T, Team, kVectors>(static_cast<const T*>(p.x) + at.row * p.x_stride, at);
   };
@@ -61,20 +87,12 @@ __global__ void __launch_bounds__(Team::kMaxThreads) rms_norm_kernel(RmsNormArgu
 #pragma unroll
       for (int j = 0; j < kN; ++j) sum += values[i][j] * values[i][j];
     }
-    const float rstd = 1.0f / sqrtf(Team::sum(sum) / static_cast<float>(p.width) + p.eps);
+    const float rstd = 1.0f / sqrtf(team.sum(sum) / static_cast<float>(p.width) + p.eps);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const int vector = row_vector<Team>(at, i);
-      if (vector >= at.end) continue;
-      const float* const gamma = p.gamma + static_cast<std::int64_t>(vector - at.first) * kN;
+      if (row_vector<Team>(at, i) >= at.end) continue;  // stays 0 even if rstd is infinite
 #pragma unroll
-      for (int j = 0; j < kN; j += 4) {
-        const float4 factor = *reinterpret_cast<const float4*>(gamma + j);
-        values[i][j] = values[i][j] * rstd * factor.x;
-        values[i][j + 1] = values[i][j + 1] * rstd * factor.y;
-        values[i][j + 2] = values[i][j + 2] * rstd * factor.z;
-        values[i][j + 3] = values[i][j + 3] * rstd * factor.w;
-      }
+      for (int j = 0; j < kN; ++j) values[i][j] = values[i][j] * rstd * gamma[i][j];
     }
     if (p.y_type != Element::kNone) {
 #pragma unroll
@@ -84,7 +102,8 @@ __global__ void __launch_bounds__(Team::kMaxThreads) rms_norm_kernel(RmsNormArgu
         store_rounded(p.y_type, p.y, at.row * p.y_stride + static_cast<std::int64_t>(vector) * kN, values[i]);
       }
     }
-    if (p.quantized.kind != Codes::kNone) quantize_part<Team>(p.quantized, at, values);
+    if (p.quantized.kind != Codes::kNone) quantize_part(team, p.quantized, at, values);
+    if (p.quantized_blocks.kind != Codes::kNone) quantize_part(team, p.quantized_blocks, at, values);
   };
   for_row_parts<Team>(p.rows, load, process);
 }
@@ -103,10 +122,9 @@ __global__ void __launch_bounds__(256) rms_norm_plain_kernel(RmsNormArguments p)
     for (std::int64_t c = threadIdx.x; c < p.width; c += blockDim.x) sum += to_float(x[c]) * to_float(x[c]);
     const float rstd = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(p.width) + p.eps);
     const auto norm = [&](std::int64_t c) { return to_float(x[c]) * rstd * p.gamma[c]; };
-    if (p.quantized.kind != Codes::kNone) {
-      quantize_row_plain(p.quantized, row, p.width, norm);
-      __syncthreads();  // y may be x
-    }
+    if (p.quantized.kind != Codes::kNone) quantize_row_plain(p.quantized, row, p.width, norm);
+    if (p.quantized_blocks.kind != Codes::kNone) quantize_row_plain(p.quantized_blocks, row, p.width, norm);
+    if (p.quantized.kind != Codes::kNone) __syncthreads();  // y may be x
     if (p.y_type == Element::kNone) continue;
     for (std::int64_t c = threadIdx.x; c < p.width; c += blockDim.x) {
       const std::int64_t offset = row * p.y_stride + first + c;

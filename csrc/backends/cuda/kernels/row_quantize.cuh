@@ -25,32 +25,41 @@ __device__ __forceinline__ float magnitude_of(const float (&values)[kN]) {
   return largest;
 }
 
-// kN is 4 or 8; `to` is a multiple of it.
+// Codes of values of a group whose scale is 1 / inverse. kN is 4 or 8; `to` is a multiple of it.
 template <int kN>
 __device__ __forceinline__ void store_codes(std::uint8_t* to, const float (&values)[kN], float inverse) {
   static_assert(kN == 4 || kN == 8, "the elements of a vector");
-  const std::uint32_t low =
-      to_e4m3x4(values[0] * inverse, values[1] * inverse, values[2] * inverse, values[3] * inverse);
-  if constexpr (kN == 8) {
-    const std::uint32_t high =
-        to_e4m3x4(values[4] * inverse, values[5] * inverse, values[6] * inverse, values[7] * inverse);
-    *reinterpret_cast<uint2*>(to) = make_uint2(low, high);
+  std::uint32_t codes[kN / 4];
+  const auto convert = [&](auto four) {
+#pragma unroll
+    for (int i = 0; i < kN; i += 4) {
+      codes[i / 4] =
+          four(values[i] * inverse, values[i + 1] * inverse, values[i + 2] * inverse, values[i + 3] * inverse);
+    }
+  };
+  if (inverse > 0.0f) {  // the scale is finite, and no product NaN
+    convert([](float a, float b, float c, float d) { return numbers_to_e4m3x4(a, b, c, d); });
   } else {
-    *reinterpret_cast<std::uint32_t*>(to) = low;
+    convert([](float a, float b, float c, float d) { return to_e4m3x4(a, b, c, d); });
+  }
+  if constexpr (kN == 8) {
+    *reinterpret_cast<uint2*>(to) = make_uint2(codes[0], codes[1]);
+  } else {
+    *reinterpret_cast<std::uint32_t*>(to) = codes[0];
   }
 }
 
 // values[i]: the thread's i-th vector of the part, 0 behind its end. kPerRow: the part is the row. Every thread of the
 // team calls it. Part starts are multiples of a scale block.
 template <class Team, int kVectors, int kN>
-__device__ __forceinline__ void quantize_part(const CodeRows& to, const RowPart& at,
+__device__ __forceinline__ void quantize_part(Team& team, const CodeRows& to, const RowPart& at,
                                               const float (&values)[kVectors][kN]) {
   std::uint8_t* const codes = to.codes + at.row * to.stride;
   if (to.kind == Codes::kPerRow) {
     float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) largest = max_or_nan(largest, magnitude_of(values[i]));
-    const float scale = e4m3_scale(Team::max_magnitude(largest));
+    const float scale = e4m3_scale(team.max_magnitude(largest));
     const float inverse = 1.0f / scale;
     if (Team::member() == 0 && at.end > 0) to.scales[at.row] = scale;
 #pragma unroll

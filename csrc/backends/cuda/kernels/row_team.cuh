@@ -5,6 +5,10 @@
 
 namespace onerec::cuda::kernels {
 
+// Threads of a row kernel that a multiprocessor holds at a time: with 64 registers each. Their launch bounds see to it
+// for all but the widest rows, and their grids have no more blocks than that, so that all blocks end together.
+inline constexpr int kResidentThreads = 1024;
+
 // The vectors (see numeric.cuh) of a row, split into `parts` of `part_vectors` each; the last part may be shorter.
 // A team of `members` threads holds a part: member m its vectors m, m + members, m + 2 * members, ...
 struct RowParts {
@@ -15,6 +19,8 @@ struct RowParts {
   std::uint32_t parts = 1;
 };
 
+// A team has one object in each of its threads; all of them call its collectives in the same order.
+//
 // Threads of a team that is a part of a warp; blocks hold several teams.
 template <int kLanes>
 struct LaneTeam {
@@ -30,15 +36,42 @@ struct LaneTeam {
 
 // A whole block of at most kThreads.
 template <int kThreads>
-struct BlockTeam {
+class BlockTeam {
+ public:
   static constexpr int kMaxThreads = kThreads;
   static constexpr int kScaleLanes = kWarp;
   __device__ static __forceinline__ int teams() { return 1; }
   __device__ static __forceinline__ int index() { return 0; }
   __device__ static __forceinline__ int member() { return static_cast<int>(threadIdx.x); }
   __device__ static __forceinline__ int members() { return static_cast<int>(blockDim.x); }
-  __device__ static __forceinline__ float sum(float value) { return block_sum(value); }
-  __device__ static __forceinline__ float max_magnitude(float value) { return block_max_magnitude(value); }
+  __device__ __forceinline__ float sum(float value) {
+    return over_warps(warp_sum(value), [](float a, float b) { return a + b; });
+  }
+  __device__ __forceinline__ float max_magnitude(float value) {
+    return over_warps(warp_max(value), [](float a, float b) { return max_or_nan(a, b); });
+  }
+
+ private:
+  // One barrier: two calls in a row use different arrays, and the third comes behind the second's barrier.
+  template <class Combine>
+  __device__ __forceinline__ float over_warps(float value, Combine combine) {
+    constexpr int kWarps = kThreads / kWarp;
+    __shared__ float parts[2][kWarps];
+    const int warps = static_cast<int>(blockDim.x) / kWarp;
+    if (warps == 1) return value;
+    float* const now = parts[turn_];
+    turn_ ^= 1;
+    if (lane_index() == 0) now[warp_index()] = value;
+    __syncthreads();
+    value = now[0];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) {
+      if (w < warps) value = combine(value, now[w]);
+    }
+    return value;
+  }
+
+  int turn_ = 0;
 };
 
 // The part of a row that a team is at.
@@ -70,28 +103,34 @@ __device__ __forceinline__ int row_vector(const RowPart& at, int i) {
   return at.first + Team::member() + i * Team::members();
 }
 
+// That vector of the row at `row`; 0 where there is none.
+template <class T, class Team>
+__device__ __forceinline__ uint4 load_row_vector(const T* row, const RowPart& at, int i) {
+  const int vector = row_vector<Team>(at, i);
+  return vector < at.end ? load_vector(row + static_cast<std::int64_t>(vector) * kVector<T>) : make_uint4(0, 0, 0, 0);
+}
+
 template <int kVectors>
 struct RowVectors {
   uint4 vector[kVectors];
 };
 
-// The thread's vectors of the part of the row at `row`; 0 where there are none.
+// All of the thread's vectors.
 template <class T, class Team, int kVectors>
 __device__ __forceinline__ RowVectors<kVectors> load_row_vectors(const T* row, const RowPart& at) {
   RowVectors<kVectors> held;
 #pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const int vector = row_vector<Team>(at, i);
-    held.vector[i] =
-        vector < at.end ? load_vector(row + static_cast<std::int64_t>(vector) * kVector<T>) : make_uint4(0, 0, 0, 0);
-  }
+  for (int i = 0; i < kVectors; ++i) held.vector[i] = load_row_vector<T, Team>(row, at, i);
   return held;
 }
 
+// What a block loads of its next parts while it is at the present ones: nothing, or all of it, for twice the registers.
+enum class Ahead : std::uint8_t { kNothing, kNextPart };
+
 // Calls process(at, load(at)) for every part of every live row: `load` reads what a thread holds of it, `process` may
-// use the team's collectives, and must not write what `load` reads of another part. The parts that the next turn
-// needs, and the first ones, are loaded early: the latter even where the rows turn out not to be live.
-template <class Team, class Load, class Process>
+// use the team's collectives, and must not write what `load` reads of another part. The first parts are loaded even
+// where the rows turn out not to be live.
+template <class Team, Ahead kAhead = Ahead::kNextPart, class Load, class Process>
 __device__ __forceinline__ void for_row_parts(const RowParts& rows, const Load& load, const Process& process) {
   const std::int64_t turn = static_cast<std::int64_t>(gridDim.x) * Team::teams();
   std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * Team::teams();
@@ -101,10 +140,15 @@ __device__ __forceinline__ void for_row_parts(const RowParts& rows, const Load& 
   if (base + Team::index() >= live) at.end = 0;
   for (; base < live; base += turn) {  // the same for all threads of the block
     const RowPart next = row_part(rows, base + turn + Team::index(), live);
-    const auto next_held = load(next);
-    process(at, held);
+    if constexpr (kAhead == Ahead::kNextPart) {
+      const auto next_held = load(next);
+      process(at, held);
+      held = next_held;
+    } else {
+      process(at, held);
+      held = load(next);
+    }
     at = next;
-    held = next_held;
   }
 }
 

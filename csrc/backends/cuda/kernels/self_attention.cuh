@@ -1,21 +1,29 @@
 // Self-attention over a handful of keys per row, found through the beams' ancestry.
 #pragma once
 
-#include "backends/cuda/kernels/block.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
+#include "backends/cuda/kernels/row_quantize.cuh"
 
 namespace onerec::cuda::kernels {
 
 inline constexpr int kMaxKeys = 8;
+inline constexpr int kFewKeys = 4;
+inline constexpr int kSelfAttentionThreads = 512;
+
+// Blocks of kSelfAttentionThreads, or as many threads in smaller ones, that a multiprocessor holds at a time.
+template <class T>
+constexpr int resident_attention_blocks(int most_keys) {
+  return most_keys <= kFewKeys && kVector<T> == 8 ? 2 : 1;
+}
 
 // Step s left [., stride[s]] with q, k, v side by side. Row r sees rows ancestry[s][r] of the steps s < keys - 1, and
 // itself in the last one.
 struct SelfAttentionArguments {
-  std::int64_t rows = 0;
-  const std::int32_t* count = nullptr;
+  const std::int32_t* count = nullptr;  // live rows; null: all
+  std::int32_t rows = 0;
   std::int32_t keys = 1;
-  std::uint32_t heads = 1;
-  std::uint32_t group = 1;  // heads that share keys and values
+  std::int32_t heads = 1;
+  std::int32_t group = 1;  // heads that share keys and values
   std::int32_t head_dim = 0;
   std::int64_t key_column = 0;
   std::int64_t value_column = 0;
@@ -23,14 +31,37 @@ struct SelfAttentionArguments {
   const void* qkv[kMaxKeys] = {};
   std::int64_t stride[kMaxKeys] = {};
   const std::int32_t* ancestry[kMaxKeys] = {};
+  std::int32_t rounds = 1;  // turns in which a block takes all heads
   void* out = nullptr;
   std::int64_t out_stride = 0;
+  CodeRows quantized = {};  // kPerRow instead of `out`
 };
 
+__device__ __forceinline__ std::int32_t live_rows(const SelfAttentionArguments& p) {
+  return p.count == nullptr ? p.rows : *p.count;
+}
+
+__device__ __forceinline__ std::int32_t seen_row(const SelfAttentionArguments& p, int s, std::int32_t row) {
+  return s + 1 < p.keys ? p.ancestry[s][row] : row;
+}
+
+// The rows that a row sees.
+template <int kMost>
+struct SeenRows {
+  std::int32_t at[kMost];
+};
+
+template <int kMost>
+__device__ __forceinline__ SeenRows<kMost> seen_rows(const SelfAttentionArguments& p, std::int32_t row) {
+  SeenRows<kMost> seen;
+#pragma unroll
+  for (int s = 0; s < kMost; ++s) seen.at[s] = seen_row(p, s, row);
+  return seen;
+}
+
 template <class T>
-__device__ __forceinline__ const T* token_of(const SelfAttentionArguments& p, int s, std::int64_t row) {
-  const std::int64_t at = s + 1 < p.keys ? p.ancestry[s][row] : row;
-  return static_cast<const T*>(p.qkv[s]) + at * p.stride[s];
+__device__ __forceinline__ const T* token_at(const SelfAttentionArguments& p, int s, std::int64_t row) {
+  return static_cast<const T*>(p.qkv[s]) + row * p.stride[s];
 }
 
 // Scores become numerators of the softmax. Returns one over their sum.
@@ -51,98 +82,148 @@ __device__ __forceinline__ float soften(float (&scores)[kMost], int keys) {
   return 1.0f / total;
 }
 
-// kLanes lanes hold a head, a vector each; at most kMost keys. head_dim is a multiple of a vector of T, all rows and
-// heads are aligned to vectors, and rows * heads fits in 32 bits.
+// A head in kLanes lanes, a vector of T each: the vector at `column` of the head, or nothing. At most kMost keys.
 template <class T, int kLanes, int kMost>
-__global__ void __launch_bounds__(256) self_attention_kernel(const __grid_constant__ SelfAttentionArguments p) {
+__device__ __forceinline__ uint4 attend_head(const SelfAttentionArguments& p, const SeenRows<kMost>& seen,
+                                             std::int32_t head, std::int32_t column) {
+  constexpr int kN = kVector<T>;
+  const bool active = head < p.heads && column < p.head_dim;
+  const std::int64_t own = static_cast<std::int64_t>(head) * p.head_dim + column;
+  const std::int64_t shared = static_cast<std::int64_t>(head / p.group) * p.head_dim + column;
+  uint4 query = make_uint4(0, 0, 0, 0);
+  uint4 key[kMost];
+  uint4 value[kMost];
+#pragma unroll
+  for (int s = 0; s < kMost; ++s) {
+    key[s] = make_uint4(0, 0, 0, 0);
+    value[s] = make_uint4(0, 0, 0, 0);
+    if (!active || s >= p.keys) continue;
+    const T* const token = token_at<T>(p, s, seen.at[s]);
+    key[s] = load_vector(token + p.key_column + shared);
+    value[s] = load_vector(token + p.value_column + shared);
+    if (s + 1 == p.keys) query = load_vector(token + own);
+  }
+  float q[kN];
+  unpack<T>(query, q);
+  float scores[kMost];
+#pragma unroll
+  for (int s = 0; s < kMost; ++s) {
+    if (s >= p.keys) continue;
+    float k[kN];
+    unpack<T>(key[s], k);
+    float dot = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kN; ++j) dot += q[j] * k[j];
+    scores[s] = p.scale * warp_sum<kLanes>(dot);
+  }
+  const float inverse = soften(scores, p.keys);
+  float sum[kN] = {};
+#pragma unroll
+  for (int s = 0; s < kMost; ++s) {
+    if (s >= p.keys) continue;
+    float v[kN];
+    unpack<T>(value[s], v);
+#pragma unroll
+    for (int j = 0; j < kN; ++j) sum[j] += scores[s] * v[j];
+  }
+#pragma unroll
+  for (int j = 0; j < kN; ++j) sum[j] *= inverse;
+  return pack<T>(sum);
+}
+
+// A block takes a row, kLanes lanes a head. head_dim is a multiple of a vector of T, and at most kLanes of them; all
+// rows and heads are aligned to vectors, the codes to as many codes. No more blocks than rows. With codes, the block
+// keeps the row in dynamic shared memory: a vector for every thread and round, which only that thread touches.
+template <class T, int kLanes, int kMost>
+__global__ void __launch_bounds__(kSelfAttentionThreads, resident_attention_blocks<T>(kMost))
+    self_attention_kernel(const __grid_constant__ SelfAttentionArguments p) {
   wait_for_previous_kernel();
   allow_next_kernel();
   constexpr int kN = kVector<T>;
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const std::int64_t per_block = blockDim.x / kLanes;
-  const std::int64_t live = (p.count == nullptr ? p.rows : *p.count) * p.heads;
-  const bool in_head = lane * kN < p.head_dim;
-  const std::int64_t turn = gridDim.x * per_block;
-  for (std::int64_t base = blockIdx.x * per_block; base < live; base += turn) {  // the same for the whole block
-    const std::int64_t item = base + threadIdx.x / kLanes;
-    const bool active = in_head && item < live;
-    const std::int64_t row = static_cast<std::uint32_t>(item) / p.heads;
-    const std::uint32_t head = static_cast<std::uint32_t>(item) % p.heads;
-    const std::int64_t own = static_cast<std::int64_t>(head) * p.head_dim + lane * kN;
-    const std::int64_t shared = static_cast<std::int64_t>(head / p.group) * p.head_dim + lane * kN;
-    uint4 query = make_uint4(0, 0, 0, 0);
-    uint4 key[kMost];
-    uint4 value[kMost];
-#pragma unroll
-    for (int s = 0; s < kMost; ++s) {
-      key[s] = make_uint4(0, 0, 0, 0);
-      value[s] = make_uint4(0, 0, 0, 0);
-      if (!active || s >= p.keys) continue;
-      const T* const token = token_of<T>(p, s, row);
-      key[s] = load_vector(token + p.key_column + shared);
-      value[s] = load_vector(token + p.value_column + shared);
-      if (s + 1 == p.keys) query = load_vector(token + own);
+  const auto heads_at_once = static_cast<std::int32_t>(blockDim.x) / kLanes;
+  const auto first_head = static_cast<std::int32_t>(threadIdx.x) / kLanes;
+  const std::int32_t column = static_cast<std::int32_t>(threadIdx.x) % kLanes * kN;
+  const bool coded = p.quantized.kind != Codes::kNone;
+  uint4* const kept = dynamic_shared<uint4>() + threadIdx.x;
+  BlockTeam<kSelfAttentionThreads> team;
+
+  auto row = static_cast<std::int32_t>(blockIdx.x);
+  const auto turn = static_cast<std::int32_t>(gridDim.x);
+  SeenRows<kMost> seen = seen_rows<kMost>(p, row);  // not waiting for the number of live rows
+  for (const std::int32_t live = live_rows(p); row < live; row += turn) {
+    float largest = 0.0f;
+    for (std::int32_t round = 0; round < p.rounds; ++round) {  // the same for the whole block
+      const std::int32_t head = round * heads_at_once + first_head;
+      const uint4 vector = attend_head<T, kLanes>(p, seen, head, column);
+      const bool active = head < p.heads && column < p.head_dim;
+      if (coded) {
+        float values[kN];
+        unpack<T>(vector, values);
+        if (active) largest = max_or_nan(largest, magnitude_of(values));
+        kept[round * blockDim.x] = vector;
+      } else if (active) {
+        T* const out = static_cast<T*>(p.out) + static_cast<std::int64_t>(row) * p.out_stride;
+        store_vector(out + static_cast<std::int64_t>(head) * p.head_dim + column, vector);
+      }
     }
-    float q[kN];
-    unpack<T>(query, q);
-    float scores[kMost];
-#pragma unroll
-    for (int s = 0; s < kMost; ++s) {
-      if (s >= p.keys) continue;
-      float k[kN];
-      unpack<T>(key[s], k);
-      float dot = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kN; ++j) dot += q[j] * k[j];
-      scores[s] = p.scale * warp_sum<kLanes>(dot);
+    if (row + turn < live) seen = seen_rows<kMost>(p, row + turn);
+    if (!coded) continue;
+    const float scale = e4m3_scale(team.max_magnitude(largest));
+    const float inverse = 1.0f / scale;
+    if (threadIdx.x == 0) p.quantized.scales[row] = scale;
+    std::uint8_t* const codes = p.quantized.codes + static_cast<std::int64_t>(row) * p.quantized.stride;
+    for (std::int32_t round = 0; round < p.rounds; ++round) {
+      const std::int32_t head = round * heads_at_once + first_head;
+      if (head >= p.heads || column >= p.head_dim) continue;
+      float values[kN];
+      unpack<T>(kept[round * blockDim.x], values);
+      store_codes(codes + static_cast<std::int64_t>(head) * p.head_dim + column, values, inverse);
     }
-    const float inverse = soften(scores, p.keys);
-    float sum[kN] = {};
-#pragma unroll
-    for (int s = 0; s < kMost; ++s) {
-      if (s >= p.keys) continue;
-      float v[kN];
-      unpack<T>(value[s], v);
-#pragma unroll
-      for (int j = 0; j < kN; ++j) sum[j] += scores[s] * v[j];
-    }
-#pragma unroll
-    for (int j = 0; j < kN; ++j) sum[j] *= inverse;
-    if (active) store_vector(static_cast<T*>(p.out) + row * p.out_stride + own, pack<T>(sum));
   }
 }
 
-// Any width and alignment: a warp takes a head.
+// Any width and alignment: a block takes a row, first a warp a head for the softmax, whose weights go to dynamic shared
+// memory: kMaxKeys floats for every head. Then its threads take the columns.
 template <class T>
 __global__ void __launch_bounds__(256) self_attention_plain_kernel(const __grid_constant__ SelfAttentionArguments p) {
   wait_for_previous_kernel();
   allow_next_kernel();
-  const std::int64_t warps = blockDim.x / kWarp;
-  const std::int64_t live = (p.count == nullptr ? p.rows : *p.count) * p.heads;
-  for (std::int64_t item = blockIdx.x * warps + warp_index(); item < live; item += gridDim.x * warps) {
-    const std::int64_t row = item / p.heads;
-    const std::int64_t head = item % p.heads;
-    const T* const query = token_of<T>(p, p.keys - 1, row) + head * p.head_dim;
-    const std::int64_t shared = head / p.group * p.head_dim;
-    float scores[kMaxKeys];
-#pragma unroll
-    for (int s = 0; s < kMaxKeys; ++s) {
-      if (s >= p.keys) continue;
-      const T* const key = token_of<T>(p, s, row) + p.key_column + shared;
-      float dot = 0.0f;
-      for (int d = lane_index(); d < p.head_dim; d += kWarp) dot += to_float(query[d]) * to_float(key[d]);
-      scores[s] = p.scale * warp_sum(dot);
-    }
-    const float inverse = soften(scores, p.keys);
-    T* const out = static_cast<T*>(p.out) + row * p.out_stride + head * p.head_dim;
-    for (int d = lane_index(); d < p.head_dim; d += kWarp) {
-      float sum = 0.0f;
-#pragma unroll
-      for (int s = 0; s < kMaxKeys; ++s) {
-        if (s < p.keys) sum += scores[s] * to_float(token_of<T>(p, s, row)[p.value_column + shared + d]);
+  float* const weights = dynamic_shared<float>();
+  const std::int32_t live = live_rows(p);
+  for (auto row = static_cast<std::int32_t>(blockIdx.x); row < live; row += static_cast<std::int32_t>(gridDim.x)) {
+    __syncthreads();  // the row before is done with `weights`
+    for (std::int32_t head = warp_index(); head < p.heads; head += static_cast<int>(blockDim.x) / kWarp) {
+      const T* const query = token_at<T>(p, p.keys - 1, row) + static_cast<std::int64_t>(head) * p.head_dim;
+      const std::int64_t shared = static_cast<std::int64_t>(head / p.group) * p.head_dim;
+      float score = -INFINITY;  // lane s has that of key s
+      for (int s = 0; s < p.keys; ++s) {
+        const T* const key = token_at<T>(p, s, seen_row(p, s, row)) + p.key_column + shared;
+        float dot = 0.0f;
+        for (int d = lane_index(); d < p.head_dim; d += kWarp) dot += to_float(query[d]) * to_float(key[d]);
+        dot = warp_sum(dot);
+        if (lane_index() == s) score = p.scale * dot;
       }
-      out[d] = from_float<T>(sum * inverse);
+      const float numerator = expf(score - warp_max(score));
+      const float inverse = 1.0f / warp_sum(numerator);
+      if (lane_index() < p.keys) weights[head * kMaxKeys + lane_index()] = numerator * inverse;
     }
+    __syncthreads();
+    const auto value_of = [&](std::int64_t c) {
+      const std::int64_t head = c / p.head_dim;
+      const std::int64_t column = p.value_column + head / p.group * p.head_dim + c % p.head_dim;
+      float sum = 0.0f;
+      for (int s = 0; s < p.keys; ++s) {
+        sum += weights[head * kMaxKeys + s] * to_float(token_at<T>(p, s, seen_row(p, s, row))[column]);
+      }
+      return from_float<T>(sum);
+    };
+    const std::int64_t width = static_cast<std::int64_t>(p.heads) * p.head_dim;
+    if (p.quantized.kind != Codes::kNone) {
+      quantize_row_plain(p.quantized, row, width, [&](std::int64_t c) { return to_float(value_of(c)); });
+      continue;
+    }
+    T* const out = static_cast<T*>(p.out) + static_cast<std::int64_t>(row) * p.out_stride;
+    for (std::int64_t c = threadIdx.x; c < width; c += blockDim.x) out[c] = value_of(c);
   }
 }
 

@@ -18,34 +18,46 @@ struct SwigluArguments {
   CodeRows quantized = {};
 };
 
-__device__ __forceinline__ float silu_product(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+// The denominator is at least 1, where the device's own reciprocal is within 1 unit in the last place (0 from 2^126,
+// as for infinity): a division by the rules would cost more than the exponential.
+__device__ __forceinline__ float silu_product(float gate, float up) {
+  return gate * approximate_inverse(1.0f + expf(-gate)) * up;
+}
 
 // `width` is a multiple of a vector of T; gate_up, y and their rows are aligned to vectors, the codes to as many codes.
 template <class T, class Team, int kVectors>
-__global__ void __launch_bounds__(Team::kMaxThreads) swiglu_kernel(SwigluArguments p) {
+__global__ void __launch_bounds__(Team::kMaxThreads, kResidentThreads / Team::kMaxThreads)
+    swiglu_kernel(const __grid_constant__ SwigluArguments p) {
   wait_for_previous_kernel();
   allow_next_kernel();
   constexpr int kN = kVector<T>;
   struct Held {
-    RowVectors<kVectors> gates, ups;
+    uint4 gates[kVectors], ups[kVectors];
   };
+  Team team;
+  // A gate and its up one after the other, in the order in which they are used.
   const auto load = [&](const RowPart& at) {
-    const T* const gates = static_cast<const T*>(p.gate_up) + at.row * p.stride;
-    return Held{load_row_vectors<T, Team, kVectors>(gates, at),
-                load_row_vectors<T, Team, kVectors>(gates + p.width, at)};
+    const T* const row = static_cast<const T*>(p.gate_up) + at.row * p.stride;
+    Held held;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      held.gates[i] = load_row_vector<T, Team>(row, at, i);
+      held.ups[i] = load_row_vector<T, Team>(row + p.width, at, i);
+    }
+    return held;
   };
   const auto process = [&](const RowPart& at, const Held& held) {
     float values[kVectors][kN];
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       float up[kN];
-      unpack<T>(held.gates.vector[i], values[i]);
-      unpack<T>(held.ups.vector[i], up);
+      unpack<T>(held.gates[i], values[i]);
+      unpack<T>(held.ups[i], up);
 #pragma unroll
       for (int j = 0; j < kN; ++j) values[i][j] = silu_product(values[i][j], up[j]);
     }
     if (p.quantized.kind != Codes::kNone) {
-      quantize_part<Team>(p.quantized, at, values);
+      quantize_part(team, p.quantized, at, values);
       return;
     }
     T* const y = static_cast<T*>(p.y) + at.row * p.y_stride;
@@ -55,7 +67,8 @@ __global__ void __launch_bounds__(Team::kMaxThreads) swiglu_kernel(SwigluArgumen
       if (vector < at.end) store_vector(y + static_cast<std::int64_t>(vector) * kN, pack<T>(values[i]));
     }
   };
-  for_row_parts<Team>(p.rows, load, process);
+  // Several blocks share a multiprocessor, and one loads while another computes.
+  for_row_parts<Team, Ahead::kNothing>(p.rows, load, process);
 }
 
 // Any width and alignment. A block takes a row at a time; of p.rows only the numbers of rows are used.

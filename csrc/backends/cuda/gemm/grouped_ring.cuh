@@ -1,0 +1,163 @@
+// What the kernels of the grouped matrix product share: their parameters, and how tiles come into shared memory.
+//
+// A block works on tiles of kOutputs rows of one expert's weight x kTokens of its rows of x. One thread brings 128
+// bytes of K of both at a time into a ring in shared memory; two warpgroups multiply.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "backends/cuda/gemm/grouped_mma.cuh"
+#include "backends/cuda/gemm/grouped_tiles.h"
+
+namespace onerec::cuda::kernels {
+
+enum class GroupedFormat { kBf16, kFp8Channel, kFp8Block };
+
+enum class GroupedResult {
+  kValues,       // y, BF16
+  kSwigluCodes,  // codes of silu(gate) * up with a scale per row and 128 columns: gates and ups are a weight's halves
+};
+
+struct GroupedParams {
+  CUtensorMap weights;         // [experts, outputs, inputs], boxes of 128 bytes x kBoxRows x 1
+  CUtensorMap tokens;          // [rows, inputs], boxes of 128 bytes x kTokens
+  const float* weight_scales;  // [experts, outputs] or [experts, blocks of outputs, blocks of inputs] or null
+  const float* token_scales;   // of row r (and block b): token_scales[b * token_scale_stride + r], or null
+  std::int64_t token_scale_stride;
+  const std::int32_t* offsets;  // [experts + 1], multiples of kTokens
+  int experts;
+  int outputs;      // of the weight, a multiple of 8
+  int depth_steps;  // of 128 bytes of K
+  int columns;      // of the result: the outputs, or half of them, then a multiple of 128
+
+  // kValues.
+  __nv_bfloat16* y;  // [rows, columns], 16-byte aligned rows
+  std::int64_t y_stride;
+
+  // kSwigluCodes.
+  std::uint8_t* codes;  // [rows, columns], 16-byte aligned rows
+  std::int64_t code_stride;
+  float* code_scales;  // of row r and block b: code_scales[b * code_scale_stride + r]
+  std::int64_t code_scale_stride;
+};
+
+// Sizes of a tile and of the ring. kEpilogueBytes: shared memory for results, a multiple of 16.
+template <GroupedFormat kFormat_, int kTokens_, int kOutputs_, GroupedResult kResult_, int kEpilogueBytes_>
+struct GroupedShape {
+  static constexpr GroupedFormat kFormat = kFormat_;
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kOutputs = kOutputs_;
+  static constexpr bool kCodes = kFormat != GroupedFormat::kBf16;
+  static constexpr bool kBlockScales = kFormat == GroupedFormat::kFp8Block;
+  // Half of the tile's weights are gates, the other half the ups of the same columns.
+  static constexpr bool kSwiglu = kResult_ == GroupedResult::kSwigluCodes;
+  static constexpr int kColumns = kSwiglu ? kOutputs / 2 : kOutputs;  // of the result
+  static constexpr int kBoxRows = kColumns;
+
+  static constexpr int kWarpgroups = 2;  // that multiply
+  static constexpr int kMultipliers = kWarpgroups * kWarpgroupThreads;
+  static constexpr int kThreads = kMultipliers + kWarpgroupThreads;
+  static constexpr int kDepth = kTileRowBytes / (kCodes ? 1 : 2);  // elements of K in a step
+
+  // Shared memory: the ring, results, scales, barriers.
+  static constexpr int kWeightBytes = kOutputs * kTileRowBytes;
+  static constexpr int kTokenBytes = kTokens * kTileRowBytes;
+  static constexpr int kScaleBytes = kBlockScales ? kTokens * 4 : 0;
+  static constexpr int kStepBytes = kWeightBytes + kTokenBytes;
+  static constexpr int kEpilogueBytes = kEpilogueBytes_;
+  static constexpr int kAlignment = 1024;
+  static constexpr int kMostSharedBytes = 227 * 1024;
+  static constexpr int kMostSteps = 8;
+  static constexpr int kFittingSteps =
+      (kMostSharedBytes - kAlignment - kEpilogueBytes) / (kStepBytes + kScaleBytes + 16);
+  static constexpr int kSteps = kFittingSteps < kMostSteps ? kFittingSteps : kMostSteps;  // in the ring
+  static constexpr int kSharedBytes = kAlignment + kSteps * (kStepBytes + kScaleBytes + 16) + kEpilogueBytes;
+
+  static_assert(kSteps >= 3 && kSharedBytes <= kMostSharedBytes, "the ring must fit");
+  static_assert(kStepBytes % kAlignment == 0 && kWeightBytes % kAlignment == 0, "tiles start at multiples of 1024");
+  static_assert(kEpilogueBytes % 16 == 0, "scales are copied to multiples of 16");
+  static_assert(!kSwiglu || (kBlockScales && kColumns == 128), "a tile holds whole blocks of the result's scales");
+};
+
+template <class Tile>
+struct GroupedShared {
+  unsigned char* ring;
+  unsigned char* results;
+  float* scales;
+  std::uint64_t* full;
+  std::uint64_t* empty;
+
+  __device__ __forceinline__ explicit GroupedShared(unsigned char* memory) {
+    const std::uint32_t past = shared_address(memory) % Tile::kAlignment;
+    ring = memory + (past == 0 ? 0 : Tile::kAlignment - past);
+    results = ring + Tile::kSteps * Tile::kStepBytes;
+    scales = reinterpret_cast<float*>(results + Tile::kEpilogueBytes);
+    full = reinterpret_cast<std::uint64_t*>(scales + Tile::kSteps * (Tile::kScaleBytes / 4));
+    empty = full + Tile::kSteps;
+  }
+
+  __device__ __forceinline__ unsigned char* weights(int step) const { return ring + step * Tile::kStepBytes; }
+  __device__ __forceinline__ unsigned char* tokens(int step) const { return weights(step) + Tile::kWeightBytes; }
+  __device__ __forceinline__ float* token_scales(int step) const { return scales + step * Tile::kTokens; }
+};
+
+// A place in the ring and the parity of its use.
+template <int kSteps>
+struct RingPlace {
+  int step = 0;
+  std::uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++step == kSteps) {
+      step = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// The tiles of this block; every thread that asks walks alike.
+template <class Tile>
+__device__ __forceinline__ auto tiles_of_block(const GroupedParams& p) {
+  return GroupedTiles<Tile::kColumns, Tile::kTokens>(p.offsets, p.experts, p.columns, static_cast<int>(blockIdx.x),
+                                                     static_cast<int>(gridDim.x));
+}
+
+// One thread.
+template <class Tile>
+__device__ __forceinline__ void bring_tiles(const GroupedParams& p, const GroupedShared<Tile>& shared) {
+  RingPlace<Tile::kSteps> place;
+  for (auto tile = tiles_of_block<Tile>(p); tile.valid(); tile.next()) {
+    for (int k = 0; k < p.depth_steps; ++k) {
+      std::uint64_t* const full = shared.full + place.step;
+      unsigned char* const weights = shared.weights(place.step);
+      wait_barrier(shared.empty + place.step, place.parity ^ 1);
+      arrive_expecting(full, Tile::kStepBytes + Tile::kScaleBytes);
+      copy_box(&p.weights, full, weights, k * Tile::kDepth, tile.first_output(), tile.expert());
+      if constexpr (Tile::kSwiglu) {
+        copy_box(&p.weights, full, weights + Tile::kBoxRows * kTileRowBytes, k * Tile::kDepth,
+                 p.columns + tile.first_output(), tile.expert());
+      }
+      copy_box(&p.tokens, full, shared.tokens(place.step), k * Tile::kDepth, tile.first_token());
+      if constexpr (Tile::kBlockScales) {
+        copy_bytes(p.token_scales + k * p.token_scale_stride + tile.first_token(), full,
+                   shared.token_scales(place.step), Tile::kScaleBytes);
+      }
+      place.advance();
+    }
+  }
+}
+
+// This warp has read the ring's step for the last time.
+template <class Tile>
+__device__ __forceinline__ void release_step(const GroupedShared<Tile>& shared, int step) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) arrive(shared.empty + step);
+}
+
+// Scales of blocks for the outputs from `output` on, one per step of K.
+__device__ __forceinline__ const float* block_scales(const GroupedParams& p, int expert, int output) {
+  const int output_blocks = (p.outputs + 127) / 128;
+  return p.weight_scales + (static_cast<std::int64_t>(expert) * output_blocks + output / 128) * p.depth_steps;
+}
+
+}  // namespace onerec::cuda::kernels

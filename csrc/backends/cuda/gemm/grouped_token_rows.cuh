@@ -1,0 +1,200 @@
+// The grouped matrix product of FP8 codes with block scales, tokens being the rows of the matrix instruction: for
+// experts of many tokens.
+//
+// Each warpgroup multiplies 64 of the tile's 128 tokens with all of its weights, 128 per wave. A thread holds two
+// tokens' sums, so that the scales of a step are few; and a token's 128 columns lie in four neighbouring lanes, so that
+// results need no shared memory and warpgroups never wait for each other. One begins some steps ahead: the tensor cores
+// then have the other's products while it stores its tile.
+#pragma once
+
+#include "backends/cuda/gemm/grouped_ring.cuh"
+#include "backends/cuda/gemm/grouped_swiglu.cuh"
+
+namespace onerec::cuda::kernels {
+
+template <GroupedResult kResult>
+struct TokenRowsTile : GroupedShape<GroupedFormat::kFp8Block, 128, 256, kResult, 0> {
+  using Shape = GroupedShape<GroupedFormat::kFp8Block, 128, 256, kResult, 0>;
+  static constexpr int kWaves = 2;
+  static constexpr int kWaveOutputs = Shape::kOutputs / kWaves;
+  static constexpr int kGroupTokens = Shape::kTokens / Shape::kWarpgroups;
+  static constexpr int kSums = kGroupTokens * kWaveOutputs / kWarpgroupThreads;  // of a thread and wave
+  static constexpr int kLead = 2;  // steps by which the first warpgroup begins before the second
+
+  static_assert(kWaveOutputs == 128, "a wave's weights share their block scales");
+  static_assert(kGroupTokens == kMmaRows, "a warpgroup's tokens are the rows of one instruction");
+  static_assert(kLead <= Shape::kSteps, "the lead comes out of the ring before the second warpgroup frees a step");
+};
+
+// A warpgroup's part of a tile, from the ring to the result.
+template <class Tile_>
+class TokenRowsMultiplier {
+ public:
+  using Tile = Tile_;
+
+  __device__ __forceinline__ TokenRowsMultiplier(const GroupedParams& p, const GroupedShared<Tile>& shared)
+      : p_(p),
+        shared_(shared),
+        group_(__shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0)),
+        lane_(static_cast<int>(threadIdx.x) % kLanes),
+        row_(static_cast<int>(threadIdx.x) / kLanes * 16 + lane_ / 4) {}
+
+  __device__ __forceinline__ void run() {
+    auto tile = tiles_of_block<Tile>(p_);
+    if (!tile.valid()) return;
+    if (group_ == 1) sync_threads(kLeadBarrier, Tile::kMultipliers);
+    int lead = group_ == 0 ? (Tile::kLead < p_.depth_steps ? Tile::kLead : p_.depth_steps) : 0;
+    for (; tile.valid(); tile.next()) {
+      const int first_column = tile.first_output();
+      const int waves = Tile::kSwiglu || first_column + Tile::kWaveOutputs < p_.columns ? 2 : 1;
+      add_up(tile.expert(), first_column, waves, lead);
+      lead = 0;
+      const std::int64_t token = tile.first_token() + row_;
+      if constexpr (Tile::kSwiglu) {
+        store_codes(first_column, token);
+      } else {
+        store(0, first_column, token);
+        if (waves == 2) store(1, first_column + Tile::kWaveOutputs, token);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kLanes = 32;
+  static constexpr int kLeadBarrier = 1;
+
+  // After the `lead`th step the other warpgroup may begin; 0: it has.
+  __device__ __forceinline__ void add_up(int expert, int first_column, int waves, int lead) {
+#pragma unroll
+    for (int wave = 0; wave < Tile::kWaves; ++wave) {
+#pragma unroll
+      for (int i = 0; i < Tile::kSums; ++i) sums_[wave][i] = 0.0f;
+    }
+    const float* const first_scales = block_scales(p_, expert, first_column);
+    const float* second_scales = first_scales;
+    if (waves == 2) {
+      second_scales = block_scales(p_, expert, first_column + (Tile::kSwiglu ? p_.columns : Tile::kWaveOutputs));
+    }
+    for (int k = 0; k < p_.depth_steps; ++k) {
+      const float first_scale = __ldg(first_scales + k);
+      const float second_scale = __ldg(second_scales + k);
+      wait_barrier(shared_.full + place_.step, place_.parity);
+      const float* const token_scales = shared_.token_scales(place_.step) + row_;
+      const float upper = token_scales[0];
+      const float lower = token_scales[8];
+      add_wave(0, upper * first_scale, lower * first_scale);
+      if (waves == 2) add_wave(1, upper * second_scale, lower * second_scale);
+      release_step(shared_, place_.step);
+      place_.advance();
+      if (k + 1 == lead) pass_threads(kLeadBarrier, Tile::kMultipliers);
+    }
+  }
+
+  __device__ __forceinline__ void add_wave(int wave, float upper, float lower) {
+    const unsigned char* const tokens = shared_.tokens(place_.step) + group_ * Tile::kGroupTokens * kTileRowBytes;
+    const unsigned char* const weights = shared_.weights(place_.step) + wave * Tile::kWaveOutputs * kTileRowBytes;
+    float part[Tile::kSums];
+    pin_registers(part);
+    begin_mma();
+    multiply_tile<true, Tile::kWaveOutputs>(tile_descriptor(tokens), tile_descriptor(weights), true, part);
+    commit_mma();
+    pin_registers(part);
+    wait_mma<0>();
+    pin_registers(part);
+    float(&sums)[Tile::kSums] = sums_[wave];
+#pragma unroll
+    for (int i = 0; i < Tile::kSums; i += 4) {
+      sums[i] = fmaf(part[i], upper, sums[i]);
+      sums[i + 1] = fmaf(part[i + 1], upper, sums[i + 1]);
+      sums[i + 2] = fmaf(part[i + 2], lower, sums[i + 2]);
+      sums[i + 3] = fmaf(part[i + 3], lower, sums[i + 3]);
+    }
+  }
+
+  // Lane q of four neighbours gets words[p] = the word q of neighbour p.
+  __device__ __forceinline__ void exchange(std::uint32_t (&words)[4]) const {
+    const bool odd = lane_ % 2 != 0;
+    const bool high = lane_ / 2 % 2 != 0;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) swap_with_lane(1, odd, words[i], words[i + 1]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) swap_with_lane(2, high, words[i], words[i + 2]);
+  }
+
+  // The lane without the bit gives its `second` for the `first` of the one with it.
+  __device__ __forceinline__ static void swap_with_lane(int bit, bool set, std::uint32_t& first,
+                                                        std::uint32_t& second) {
+    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, set ? first : second, bit);
+    if (set) {
+      first = got;
+    } else {
+      second = got;
+    }
+  }
+
+  // A wave's 128 columns from `first_column` on, for the tokens `token` and `token` + 8.
+  __device__ __forceinline__ void store(int wave, int first_column, std::int64_t token) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      __nv_bfloat16* const y = p_.y + (token + half * 8) * p_.y_stride + first_column + lane_ % 4 * 8;
+#pragma unroll
+      for (int at = 0; at < Tile::kWaveOutputs; at += 32) {
+        std::uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* const sums = sums_[wave] + at / 2 + i * 4 + half * 2;
+          words[i] = bits_as<std::uint32_t>(__floats2bfloat162_rn(sums[0], sums[1]));
+        }
+        exchange(words);
+        if (first_column + at + lane_ % 4 * 8 < p_.columns) {
+          *reinterpret_cast<uint4*>(y + at) = make_uint4(words[0], words[1], words[2], words[3]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store_codes(int first_column, std::int64_t token) {
+    swiglu_products(sums_[0], sums_[1]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float* const sums = sums_[0] + half * 2;
+      float largest = 0.0f;
+#pragma unroll
+      for (int i = 0; i < Tile::kSums; i += 4) {
+        largest = max_or_nan(largest, max_or_nan(fabsf(sums[i]), fabsf(sums[i + 1])));
+      }
+      largest = max_or_nan(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+      largest = max_or_nan(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+      const float scale = e4m3_scale(largest);
+      const float inverse = 1.0f / scale;
+      const std::int64_t row = token + half * 8;
+      if (lane_ % 4 == 0) p_.code_scales[first_column / 128 * p_.code_scale_stride + row] = scale;
+      std::uint8_t* const codes = p_.codes + row * p_.code_stride + first_column + lane_ % 4 * 16;
+#pragma unroll
+      for (int at = 0; at < Tile::kColumns; at += 64) {
+        // Word i: of 16 columns, this lane's two of the first 8 and its two of the other 8.
+        std::uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* const pair = sums + at / 2 + i * 8;
+          words[i] = code_pair(pair[0] * inverse, pair[1] * inverse) | code_pair(pair[4] * inverse, pair[5] * inverse)
+                                                                           << 16;
+        }
+        exchange(words);
+        *reinterpret_cast<uint4*>(codes + at) =
+            make_uint4(__byte_perm(words[0], words[1], 0x5410), __byte_perm(words[2], words[3], 0x5410),
+                       __byte_perm(words[0], words[1], 0x7632), __byte_perm(words[2], words[3], 0x7632));
+      }
+    }
+  }
+
+  const GroupedParams& p_;
+  const GroupedShared<Tile>& shared_;
+  const int group_;
+  const int lane_;
+  const int row_;  // of the tile's tokens; the thread's other one is 8 behind it
+  RingPlace<Tile::kSteps> place_;
+  float sums_[Tile::kWaves][Tile::kSums];
+};
+
+}  // namespace onerec::cuda::kernels

@@ -1,0 +1,103 @@
+// The shared memory of a block of the tensor-core cross-attention, and how the tensor cores see it.
+#pragma once
+
+#include <cute/algorithm/gemm.hpp>
+#include <cute/arch/mma_sm90.hpp>
+#include <cute/atom/mma_atom.hpp>
+#include <cute/atom/mma_traits_sm90_gmma.hpp>
+#include <cute/tensor.hpp>
+
+#include "backends/cuda/kernels/attention_layout.cuh"
+#include "backends/cuda/kernels/flash_attention_arguments.cuh"
+
+namespace onerec::cuda::kernels {
+
+template <int kHeadDim_, ContextTensors kContext_>
+struct FlashAttentionConfig {
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr bool kShared = kContext_ == ContextTensors::kShared;
+  static constexpr int kConsumers = kFlashWarpgroups;  // warpgroups that multiply
+  static constexpr int kTokens = kFlashTokens;
+  static constexpr int kStages = kShared ? 5 : 2;
+  static constexpr int kRings = kShared ? 1 : 2;
+  static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
+  static constexpr int kPanels = kHeadDim / kPanelColumns;
+  static constexpr int kChunks = kHeadDim / kChunkColumns;
+
+  static constexpr int kQueryBytes = kWarpgroupRows * kHeadDim * 2;  // of a warpgroup and slot
+  static constexpr int kTileBytes = kTokens * kHeadDim * 2;
+  static constexpr int kRingOffset = kConsumers * kItemSlots * kQueryBytes;
+  static constexpr int kItemOffset = kRingOffset + kRings * kStages * kTileBytes;
+  static constexpr int kBarrierOffset = kItemOffset + kItemSlots * static_cast<int>(sizeof(AttentionItem));
+  static constexpr int kSharedBytes = kBarrierOffset + (kRings * kStages + kItemSlots) * 2 * 8;
+  static_assert(kSharedBytes <= 227 * 1024, "what a block can have");
+
+  // Registers per thread of the copying and of the multiplying warpgroups; together the 168 that all start with.
+  static constexpr int kCopyRegisters = 24;
+  static constexpr int kMultiplyRegisters = 240;
+};
+
+// The same bytes seen by the two products: keys [token, column] and values [column, token].
+template <class Config>
+struct FlashAttentionLayouts {
+  using Element = cute::bfloat16_t;
+  using Queries = decltype(cute::tile_to_shape(
+      cute::GMMA::Layout_K_SW128_Atom<Element>{},
+      cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>, cute::Int<kItemSlots>>{}));
+  using Keys = decltype(cute::tile_to_shape(
+      cute::GMMA::Layout_K_SW128_Atom<Element>{},
+      cute::Shape<cute::Int<Config::kTokens>, cute::Int<Config::kHeadDim>, cute::Int<Config::kStages>>{}));
+  using Values = decltype(cute::tile_to_shape(
+      cute::GMMA::Layout_MN_SW128_Atom<Element>{},
+      cute::Shape<cute::Int<Config::kHeadDim>, cute::Int<Config::kTokens>, cute::Int<Config::kStages>>{},
+      cute::Step<cute::_2, cute::_1, cute::_3>{}));
+  using ScoreMma = decltype(cute::make_tiled_mma(
+      cute::GMMA::ss_op_selector<
+          Element, Element, float,
+          cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kTokens>, cute::Int<Config::kHeadDim>>,
+          cute::GMMA::Major::K, cute::GMMA::Major::K>()));
+  using ValueMma = decltype(cute::make_tiled_mma(
+      cute::GMMA::rs_op_selector<
+          Element, Element, float,
+          cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>, cute::Int<Config::kTokens>>,
+          cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
+};
+
+// Barriers: `filled` by copies, one arrival; `emptied` by the warps of all multiplying warpgroups.
+template <class Config>
+class FlashAttentionMemory {
+ public:
+  __device__ explicit FlashAttentionMemory(unsigned char* shared) : shared_(shared) {}
+
+  // The slots of a warpgroup lie one behind the other.
+  __device__ unsigned char* queries(int consumer, int slot = 0) const {
+    return shared_ + (consumer * kItemSlots + slot) * Config::kQueryBytes;
+  }
+  __device__ AttentionItem* item(int slot) const {
+    return reinterpret_cast<AttentionItem*>(shared_ + Config::kItemOffset) + slot;
+  }
+  __device__ std::uint64_t* item_filled(int slot) const { return barriers() + 2 * slot; }
+  __device__ std::uint64_t* item_emptied(int slot) const { return barriers() + 2 * slot + 1; }
+
+  // Ring 0 holds the keys; the last ring the values, which may be the same.
+  __device__ unsigned char* ring(int ring, int stage = 0) const {
+    return shared_ + Config::kRingOffset + (ring * Config::kStages + stage) * Config::kTileBytes;
+  }
+  __device__ std::uint64_t* filled(int ring, int stage) const { return ring_barriers(ring, stage); }
+  __device__ std::uint64_t* emptied(int ring, int stage) const { return ring_barriers(ring, stage) + 1; }
+
+  static constexpr int kKeys = 0;
+  static constexpr int kValues = Config::kRings - 1;
+
+ private:
+  __device__ std::uint64_t* barriers() const {
+    return reinterpret_cast<std::uint64_t*>(shared_ + Config::kBarrierOffset);
+  }
+  __device__ std::uint64_t* ring_barriers(int ring, int stage) const {
+    return barriers() + 2 * (kItemSlots + ring * Config::kStages + stage);
+  }
+
+  unsigned char* shared_;
+};
+
+}  // namespace onerec::cuda::kernels

@@ -1,0 +1,48 @@
+#include "support/grouped_kernels.h"
+
+#include "support/device.h"
+#if defined(ONEREC_TEST_CUDA)
+#include <span>
+
+#include "backends/cuda/gemm/grouped_gemm.h"
+#include "backends/cuda/gemm/grouped_select.h"
+#endif
+
+namespace onerec::test {
+
+#if defined(ONEREC_TEST_CUDA)
+namespace {
+
+std::vector<GroupedKernel> kernels_of(std::span<const cuda::GroupedConfig> configs) {
+  std::vector<GroupedKernel> kernels;
+  if (test_device() != TestDevice::kCuda) return kernels;
+  for (std::size_t i = 0; i < configs.size(); ++i) {
+    kernels.push_back({configs[i].name, static_cast<int>(i), configs[i].format, configs[i].tokens});
+  }
+  return kernels;
+}
+
+}  // namespace
+
+std::vector<GroupedKernel> grouped_linear_kernels() { return kernels_of(cuda::grouped_configs()); }
+
+std::vector<GroupedKernel> grouped_swiglu_kernels() { return kernels_of(cuda::grouped_swiglu_configs()); }
+
+void run_kernel(Stream& stream, const GroupedLinearParams& params, const GroupedKernel& kernel, int blocks) {
+  cuda::grouped_gemm(stream, params, kernel.config, blocks);
+}
+
+void run_kernel(Stream& stream, const GroupedSwigluParams& params, const GroupedKernel& kernel, int blocks) {
+  cuda::grouped_swiglu_gemm(stream, params, kernel.config, blocks);
+}
+#else
+std::vector<GroupedKernel> grouped_linear_kernels() { return {}; }
+
+std::vector<GroupedKernel> grouped_swiglu_kernels() { return {}; }
+
+void run_kernel(Stream&, const GroupedLinearParams&, const GroupedKernel&, int) {}
+
+void run_kernel(Stream&, const GroupedSwigluParams&, const GroupedKernel&, int) {}
+#endif
+
+}  // namespace onerec::test

@@ -1,0 +1,109 @@
+// Every tensor-core kernel of grouped products, also those that no size chooses, with more and with fewer tiles than
+// blocks.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "core/error.h"
+#include "support/grouped.h"
+#include "support/grouped_kernels.h"
+#include "support/runner.h"
+
+namespace onerec {
+namespace {
+
+using test::GroupedKernel;
+using test::Random;
+using test::Runner;
+using test::SwigluProblem;
+using test::TestArray;
+using test::TestInput;
+using test::TestMatrix;
+using test::TestWeight;
+
+constexpr int kBlockCounts[] = {1, 3, 100};
+
+void check_linear(const GroupedKernel& kernel, std::int64_t inputs, std::int64_t outputs) {
+  const bool dense = kernel.format == WeightFormat::kDense;
+  const DType dtype = dense ? DType::kBF16 : DType::kE4M3;
+  const auto tokens = static_cast<std::int32_t>(kernel.tokens);
+  const std::vector<std::int32_t> counts = {0, 2 * tokens, 3, 0, tokens - 1};
+  const std::int64_t experts = static_cast<std::int64_t>(counts.size());
+  const std::int64_t capacity = 5 * kernel.tokens;
+  Runner runner;
+  Random random(5);
+  const TestWeight weight(runner.backend(), random, kernel.format, dtype, experts, outputs, inputs);
+  const TestInput x(random, kernel.format, dtype, capacity, inputs, 16);
+  const TestArray<std::int32_t> offsets(test::aligned_offsets(counts, tokens));
+  for (const int blocks : kBlockCounts) {
+    SCOPED_TRACE(concat(kernel.name, " ", inputs, " -> ", outputs, " on ", blocks, " blocks"));
+    TestMatrix y(DType::kBF16, capacity, outputs, 16);
+    const std::vector<unsigned char> unwritten = y.row_bytes(0);
+    const GroupedLinearParams params{.x = x.view(),
+                                     .weight = weight.packed(),
+                                     .offsets = offsets.get(),
+                                     .y = y.view(),
+                                     .rows_capacity = capacity,
+                                     .alignment = tokens};
+    runner.run(
+        [&](OpContext& context) {
+          if (!context.measuring) run_kernel(context.stream, params, kernel, blocks);
+        },
+        {&y});
+    for (std::int64_t expert = 0; expert < experts; ++expert) {
+      const std::int64_t begin = offsets[expert];
+      for (std::int64_t r = begin; r < begin + counts[static_cast<std::size_t>(expert)]; ++r) {
+        for (std::int64_t n = 0; n < outputs; ++n) {
+          const test::Dot want = test::dot(x, r, weight, expert, n, inputs);
+          test::expect_close(DType::kBF16, y.get(r, n), want.sum, want.slack, "y", r, n);
+          if (testing::Test::HasFatalFailure()) return;
+        }
+      }
+    }
+    for (std::int64_t r = offsets[experts]; r < capacity; ++r) ASSERT_EQ(y.row_bytes(r), unwritten) << "row " << r;
+  }
+}
+
+TEST(GroupedKernels, Products) {
+  const std::vector<GroupedKernel> kernels = test::grouped_linear_kernels();
+  if (kernels.empty()) GTEST_SKIP() << "this device has no tensor cores";
+  for (const GroupedKernel& kernel : kernels) {
+    check_linear(kernel, 272, 392);
+    check_linear(kernel, 128, 8);
+    check_linear(kernel, 1408, 264);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(GroupedKernels, SwigluCodes) {
+  const std::vector<GroupedKernel> kernels = test::grouped_swiglu_kernels();
+  if (kernels.empty()) GTEST_SKIP() << "this device has no tensor cores";
+  for (const GroupedKernel& kernel : kernels) {
+    const auto tokens = static_cast<std::int32_t>(kernel.tokens);
+    for (const auto& [inputs, width] : {std::pair<std::int64_t, std::int64_t>{272, 128}, {16, 384}, {1408, 256}}) {
+      for (const int blocks : kBlockCounts) {
+        SCOPED_TRACE(concat(kernel.name, " ", inputs, " -> ", width, " on ", blocks, " blocks"));
+        Runner runner;
+        SwigluProblem problem(runner.backend(), {.counts = {0, 2 * tokens, 3, 0, tokens - 1},
+                                                 .capacity = 5 * kernel.tokens,
+                                                 .inputs = inputs,
+                                                 .width = width,
+                                                 .alignment = tokens,
+                                                 .padding = 16});
+        const std::vector<unsigned char> unwritten = problem.gate_up.snapshot();
+        runner.run(
+            [&](OpContext& context) {
+              if (!context.measuring) run_kernel(context.stream, problem.params(), kernel, blocks);
+            },
+            problem.outputs());
+        EXPECT_EQ(problem.gate_up.snapshot(), unwritten) << "gate_up is not needed";
+        problem.check();
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace onerec
