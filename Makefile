@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 
-cxx_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+cxx_files := $(shell find csrc tests profiling -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 cmake_files := CMakeLists.txt pyproject.toml $(wildcard cmake/*.cmake) csrc/core/build_info.h.in
 package_files := $(shell find python csrc -type f -not -name '*.pyc') $(cmake_files)
 python_dirs := $(wildcard python tests examples profiling)

@@ -25,7 +25,7 @@ TEST(BeamSelect, MatchesAFullSort) {
 
 TEST(BeamSelect, MatchesAFullSortOnRandomShapes) {
   Random random(52);
-  for (std::int64_t i = at_most_on_simt(150, 60); i > 0; --i) {
+  for (std::int64_t i = at_most_on_simt(150, 25); i > 0; --i) {
     Counts rows, widths;
     for (std::int64_t b = uniform(random, 0, 5); b > 0; --b) {
       rows.push_back(uniform(random, 0, 3) == 0 ? uniform(random, 0, 2) : uniform(random, 1, 90));
@@ -70,7 +70,7 @@ TEST(BeamSelect, MatchesAFullSortOnLargeShapes) {
     std::int64_t codebook;
     double density;
   };
-  const std::int64_t many = at_most_on_simt(512, 64);
+  const std::int64_t many = at_most_on_simt(512, 24);
   for (const Shape& shape :
        {Shape{{2, 3}, {1024, 700}, 65536, 0.0}, Shape{{many, many}, {many, many}, 8192, 0.004},
         Shape{{many, 1}, {1024, 1024}, 1000, 1.0}, Shape{{1, 2, 200, 0, 3}, {900, 3, 5, 7, 0}, 2047, 0.0},

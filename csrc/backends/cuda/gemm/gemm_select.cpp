@@ -83,6 +83,10 @@ int select_gemm(const GemmShape& shape) {
       return measured.config;
     }
   }
+  return model_gemm(shape);
+}
+
+int model_gemm(const GemmShape& shape) {
   int best = kPlainGemm;
   double best_time = gemm_microseconds(shape, kPlainGemm);
   for (int config = 0; config < kGemmConfigCount; ++config) {

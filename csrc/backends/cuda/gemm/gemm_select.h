@@ -18,9 +18,11 @@ struct GemmShape {
 // What select_gemm returns for the plain kernel, which streams W for a few rows.
 inline constexpr int kPlainGemm = -1;
 
-// An index of kGemmConfigs, or kPlainGemm: a measured winner if the table in gemm_select.cpp has one, else the least
-// gemm_microseconds().
+// An index of kGemmConfigs, or kPlainGemm: the measured winner if measured_gemms.h has one, else model_gemm().
 int select_gemm(const GemmShape& shape);
+
+// The kernel of least gemm_microseconds().
+int model_gemm(const GemmShape& shape);
 
 // The time that the model expects of a configuration (of the shape's types) or of kPlainGemm.
 double gemm_microseconds(const GemmShape& shape, int config);

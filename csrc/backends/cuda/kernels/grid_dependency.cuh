@@ -4,7 +4,7 @@
 namespace onerec::cuda::kernels {
 
 // The first statement of every kernel, in every thread, before any early return: all that earlier kernels wrote can be
-// read behind it.
+// read behind it. Only weights, which no kernel writes, may be asked for before.
 __device__ inline void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
