@@ -77,8 +77,8 @@ def short_name(name: str) -> str:
         plain = re.sub(r"\((?:unsigned )?\w+\)", "", name)
         # The largest triple is the tile; others are clusters and instructions.
         triples = re.findall(r"C<(\d+)>, ?(?:cute::)?C<(\d+)>, ?(?:cute::)?C<(\d+)>", plain)
-        tile = max(triples, key=lambda triple: int(triple[0]) * int(triple[1]) * int(triple[2]), default=("?",))
-        return f"CUTLASS {'e4m3' if 'float_e4m3' in name else 'bf16'} {'x'.join(tile)}"
+        tile = max(triples, key=lambda triple: int(triple[0]) * int(triple[1]) * int(triple[2]), default=())
+        return f"CUTLASS {'e4m3' if 'float_e4m3' in name else 'bf16'} {'x'.join(tile)}".rstrip()
     plain = _without_parameters(name.removeprefix("void "))
     plain = re.sub(r"\((?:anonymous namespace|[\w ]+)\)(?:::)?", "", plain)
     plain = re.sub(r"(?:\w+::)+", "", plain)

@@ -45,7 +45,7 @@ def draw_kernels(report: dict[str, Any], to: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("milliseconds of one generation")
-    axes.set_title(f"{report['generation']}: {report['total_us'] / 1e3:.2f} ms")
+    figure.suptitle(f"{report['generation']}: {report['total_us'] / 1e3:.2f} ms")
     _stamp(figure, report["facts"])
     figure.savefig(to, dpi=130)
 

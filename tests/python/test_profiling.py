@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_engine_gpu
+import gpu_page
 import numpy as np
 import pytest
 import torch
@@ -268,3 +269,14 @@ def test_scripts_say_what_is_missing(script: str) -> None:
     )
     assert found.returncode == 1
     assert "is not on the PATH" in found.stderr
+
+
+def test_the_gpu_page_says_what_the_figures_say() -> None:
+    results = PROFILING / "results"
+    kernels = sorted(results.glob("kernels_*.json"))
+    engine, ops, *found = (
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (results / "bench_gpu.json", results / "bench_ops.json", *kernels)
+    )
+    page = gpu_page.page(engine, ops, [(path.stem, report) for path, report in zip(kernels, found, strict=True)])
+    assert page == gpu_page.PAGE.read_text(encoding="utf-8")
