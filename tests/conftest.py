@@ -41,7 +41,9 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.skipped and item.get_closest_marker("beauty") and item.config.getoption("--require-beauty"):
+    # A test that needs a GPU may be skipped for want of one.
+    required = item.get_closest_marker("beauty") and not item.get_closest_marker("gpu")
+    if report.skipped and required and item.config.getoption("--require-beauty"):
         reason = call.excinfo.value if call.excinfo else "marked to be skipped"
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped under --require-beauty: {reason}"
