@@ -30,6 +30,23 @@ void check(const OpContext& context, const LinearParams& p) {
 
 }  // namespace
 
+void LinearWeight::describe(const LinearWeightSource& source) {
+  name = source.name;
+  experts = source.experts;
+  outputs = source.outputs;
+  inputs = source.inputs;
+  format = source.format;
+  dtype = source.dtype;
+}
+
+void check_packable(const LinearWeightSource& source, const std::string& reason) {
+  require(reason.empty(), "[pack_linear] ", reason, ". Use another precision or another backend.");
+  require(source.values != nullptr, "[pack_linear] got no values for '", source.name,
+          "', want an array. Pass its address.");
+  require(source.format == WeightFormat::kDense || source.scales != nullptr, "[pack_linear] got no scales for '",
+          source.name, "', want those of its codes. Pass their address.");
+}
+
 void linear(OpContext& context, const LinearParams& params) {
   check(context, params);
   if (!workspace_ready(context, kOp, context.backend.linear_workspace(params))) return;

@@ -16,19 +16,6 @@ enum class WeightFormat : std::uint8_t {
   kFp8Block,    // E4M3 codes, one FP32 scale per 128 outputs x 128 inputs
 };
 
-// A weight as the backend keeps it: packed, padded, on the device. Made once at load by Backend::pack_linear.
-class LinearWeight {
- public:
-  virtual ~LinearWeight() = default;
-  std::string name;          // such as "model.layers.0.self_attn.qkv_proj"
-  std::int64_t experts = 1;  // > 1: a stack of weights of the same shape, for grouped_linear
-  std::int64_t outputs = 0;  // N
-  std::int64_t inputs = 0;   // K
-  WeightFormat format = WeightFormat::kDense;
-  DType dtype = DType::kF32;  // of the values; kE4M3 for codes
-  std::size_t bytes = 0;      // device memory held
-};
-
 // A weight in host memory, ready to be packed: values [experts, N, K] contiguous; scales [experts, N] for
 // kFp8Channel, [experts, ceil(N / 128), ceil(K / 128)] for kFp8Block.
 struct LinearWeightSource {
@@ -41,6 +28,26 @@ struct LinearWeightSource {
   const void* values = nullptr;
   const float* scales = nullptr;
 };
+
+// A weight as the backend keeps it: packed, padded, on the device. Made once at load by Backend::pack_linear.
+class LinearWeight {
+ public:
+  virtual ~LinearWeight() = default;
+  // Takes over what the source says of itself; for backends that pack it.
+  void describe(const LinearWeightSource& source);
+
+  std::string name;          // such as "model.layers.0.self_attn.qkv_proj"
+  std::int64_t experts = 1;  // > 1: a stack of weights of the same shape, for grouped_linear
+  std::int64_t outputs = 0;  // N
+  std::int64_t inputs = 0;   // K
+  WeightFormat format = WeightFormat::kDense;
+  DType dtype = DType::kF32;  // of the values; kE4M3 for codes
+  std::size_t bytes = 0;      // device memory held
+};
+
+// The first step of every pack_linear(): throws ArgumentError for `reason`, why the backend cannot take the source
+// (empty: it can), and for a source without its arrays.
+void check_packable(const LinearWeightSource& source, const std::string& reason);
 
 enum class Activation : std::uint8_t { kNone, kLeakyRelu };
 

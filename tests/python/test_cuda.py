@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from engine_case import PRECISIONS, SIZED_MOE, open_engine, sized_model  # noqa: E402
 from model_case import Case  # noqa: E402
 from model_grid import MOE, NAMED, grid, small_config  # noqa: E402
-from test_parity_runs import CONFIGS, LENGTHS, batches, same_bits, same_results, search  # noqa: E402
+from test_parity_runs import CONFIGS, LENGTHS, batches, mixed_case, same_bits, same_results, search  # noqa: E402
 
 from onerec_engine import Engine, assets  # noqa: E402
 from onerec_engine.evaluation import Interactions, rank_users, recall_at, sample_users  # noqa: E402
@@ -100,20 +100,7 @@ def test_fp32_searches_like_the_cpu(tmp_path: Path, name: str):
 @pytest.fixture(scope="module", params=[(n, p) for n in CONFIGS for p in PRECISIONS], ids="-".join)
 def opened(request: pytest.FixtureRequest, gpu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     name, precision = request.param
-    case = Case(CONFIGS[name], seed=10, lengths=LENGTHS, tuples=4)
-    changes: list[dict[str, Any]] = [
-        {},
-        {"beam_width": 3, "num_results": 2},
-        {"constrained": False, "exclude": case.items.ids[:9]},
-        {"exclude": case.items.ids[::2]},
-        {"beam_width": 17, "num_results": 17, "exclude_history": True},
-        {"constrained": False, "beam_width": 1, "num_results": 1},
-        {"exclude": case.items.ids},
-    ]
-    case.requests = [
-        Request(history=r.history, features=r.features, **change)
-        for r, change in zip(case.requests, changes, strict=True)
-    ]
+    case = mixed_case(name)
     directory = tmp_path_factory.mktemp("model")
     with open_engine(case, directory, precision, device="cuda", max_batch=16) as engine:
         yield case, engine

@@ -31,9 +31,8 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module", params=[(name, p) for name in CONFIGS for p in PRECISIONS], ids="-".join)
-def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    name, precision = request.param
+def mixed_case(name: str) -> Case:
+    """A model of `CONFIGS` with requests of all kinds in one batch."""
     case = Case(CONFIGS[name], seed=10, lengths=LENGTHS, tuples=4)
     mixed: list[dict[str, Any]] = [
         {},
@@ -48,6 +47,13 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         Request(history=r.history, features=r.features, **changes)
         for r, changes in zip(case.requests, mixed, strict=True)
     ]
+    return case
+
+
+@pytest.fixture(scope="module", params=[(name, p) for name in CONFIGS for p in PRECISIONS], ids="-".join)
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    name, precision = request.param
+    case = mixed_case(name)
     with open_engine(case, tmp_path_factory.mktemp("model"), precision, max_batch=16) as engine:
         yield case, engine
 

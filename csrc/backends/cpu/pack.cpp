@@ -69,19 +69,9 @@ std::string CpuBackend::why_not(const LinearWeightSource& source) const {
 
 std::unique_ptr<LinearWeight> CpuBackend::pack_linear(const LinearWeightSource& source) {
   const std::string reason = why_not(source);
-  require(reason.empty(), "[pack_linear] ", reason, ". Use another precision or another backend.");
-  require(source.values != nullptr, "[pack_linear] got no values for '", source.name,
-          "', want an array. Pass its address.");
-  require(source.format == WeightFormat::kDense || source.scales != nullptr, "[pack_linear] got no scales for '",
-          source.name, "', want those of its codes. Pass their address.");
-
+  check_packable(source, reason);
   auto weight = std::make_unique<CpuLinearWeight>();
-  weight->name = source.name;
-  weight->experts = source.experts;
-  weight->outputs = source.outputs;
-  weight->inputs = source.inputs;
-  weight->format = source.format;
-  weight->dtype = source.dtype;
+  weight->describe(source);
   weight->matrix = pack_values(source);
   if (source.format == WeightFormat::kFp8Channel) {
     weight->scales.assign(source.scales, source.scales + source.experts * source.outputs);

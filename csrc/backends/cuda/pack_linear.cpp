@@ -61,19 +61,9 @@ std::string CudaBackend::why_not(const LinearWeightSource& source) const {
 
 std::unique_ptr<LinearWeight> CudaBackend::pack_linear(const LinearWeightSource& source) {
   const std::string invalid = why_invalid(source);
-  require(invalid.empty(), "[pack_linear] ", invalid, ". Use another precision or another backend.");
-  require(source.values != nullptr, "[pack_linear] got no values for '", source.name,
-          "', want an array. Pass its address.");
-  require(source.format == WeightFormat::kDense || source.scales != nullptr, "[pack_linear] got no scales for '",
-          source.name, "', want those of its codes. Pass their address.");
-
+  check_packable(source, invalid);
   auto weight = std::make_unique<CudaWeight>();
-  weight->name = source.name;
-  weight->experts = source.experts;
-  weight->outputs = source.outputs;
-  weight->inputs = source.inputs;
-  weight->format = source.format;
-  weight->dtype = source.dtype;
+  weight->describe(source);
 
   const auto count = static_cast<std::size_t>(source.experts * source.outputs * source.inputs);
   const auto scales = static_cast<std::size_t>(scale_count(source)) * sizeof(float);
