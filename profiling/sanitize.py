@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from onerec_engine.cli.output import table
@@ -79,12 +81,14 @@ def main() -> int:
         print(f"[sanitize] found no {args.sanitizer}. It comes with the CUDA toolkit.", file=sys.stderr)
         return 1
     deadline = time.monotonic() + args.budget
-    outcomes = []
-    for tool in args.tools:
-        for test in args.tests:
-            outcome = _run(args, sanitizer, tool, test, deadline)
-            outcomes.append(outcome)
-            print(f"{tool} {test}: {outcome.result} ({outcome.seconds:.0f} s)", file=sys.stderr, flush=True)
+
+    def run(case: tuple[str, str]) -> Outcome:
+        outcome = _run(args, sanitizer, *case, deadline)
+        print(f"{outcome.tool} {outcome.test}: {outcome.result} ({outcome.seconds:.0f} s)", file=sys.stderr, flush=True)
+        return outcome
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        outcomes = list(pool.map(run, product(args.tools, args.tests)))
     rows = [(o.tool, o.test, o.result, f"{o.seconds:.1f}") for o in outcomes]
     print(table(["tool", "test", "result", "s"], rows, "<<<>"))
     dirty = [outcome for outcome in outcomes if not outcome.clean]
@@ -135,6 +139,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--filter", default="*", help="of cases, as --gtest_filter takes it")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for everything (default: 540)")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds for one test (default: 180)")
+    parser.add_argument("--jobs", type=int, default=1, help="tests that run side by side (default: 1)")
     parser.add_argument("--sanitizer", default="compute-sanitizer", help="the program")
     parser.add_argument("--logs", help="a folder for each run's output")
     return parser.parse_args()

@@ -92,13 +92,14 @@ void FeedForward::dense(const Matrix& h, const FeedForwardWeights& weights, cons
                         const ConstMatrix& residual, const Matrix& out, const Extent& rows) {
   const Matrix gate_up = reshape(gate_up_, h.rows, 2 * weights.width);
   const Operand hidden = reshape(hidden_, h.rows, weights.width);
-  linear(context_,
-         {.x = x, .weight = weights.gate_up.get(), .bias = weights.gate_up.bias_data(), .y = gate_up, .rows = rows});
-  swiglu(context_, {.gate_up = gate_up,
-                    .width = weights.width,
-                    .y = values_of(hidden),
-                    .quantized = codes_of(hidden),
-                    .rows = rows});
+  linear_swiglu(context_, {.x = x,
+                           .weight = weights.gate_up.get(),
+                           .bias = weights.gate_up.bias_data(),
+                           .width = weights.width,
+                           .gate_up = gate_up,
+                           .y = values_of(hidden),
+                           .quantized = codes_of(hidden),
+                           .rows = rows});
   linear(context_, {.x = hidden,
                     .weight = weights.down.get(),
                     .bias = weights.down.bias_data(),

@@ -12,6 +12,7 @@
 #include "ops/grouped_linear.h"
 #include "ops/grouped_swiglu.h"
 #include "ops/linear.h"
+#include "ops/linear_swiglu.h"
 #include "ops/moe.h"
 #include "ops/quantize.h"
 #include "ops/rms_norm.h"
@@ -33,6 +34,9 @@ class Backend {
 
   virtual std::size_t linear_workspace(const LinearParams&) const { return 0; }
   virtual void linear(Stream&, const LinearParams&, Workspace) = 0;
+  // Whether linear_swiglu() does these params in one product; if not, the op issues its parts.
+  virtual bool fuses_linear_swiglu(const LinearSwigluParams&) const { return false; }
+  virtual void linear_swiglu(Stream&, const LinearSwigluParams&);
   // The rows of each expert start at a multiple of this in grouped_linear; depends on these arguments alone. `rows`:
   // the capacity before routing.
   virtual std::int64_t grouped_alignment(std::int64_t /*rows*/, std::int64_t /*experts*/,

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ops/grouped_swiglu.h"
+#include "ops/linear_swiglu.h"
 #include "support/oracle.h"
 #include "support/weights.h"
 
@@ -29,7 +30,8 @@ struct Interval {
   double high;
 };
 
-// Codes of silu(gate) * up with their inputs. Every expert has `counts` rows and padding up to the alignment.
+// Codes of silu(gate) * up with their inputs. Every expert has `counts` rows and padding up to the alignment. A weight
+// with a scale per output is one of a single expert, and its codes have a scale per row.
 class SwigluProblem {
  public:
   struct Sizes {
@@ -40,17 +42,19 @@ class SwigluProblem {
     std::int32_t alignment = 1;
     std::int64_t padding = 0;
     DType gate_up = DType::kBF16;
+    WeightFormat format = WeightFormat::kFp8Block;
   };
 
   SwigluProblem(Backend& backend, const Sizes& sizes)
       : sizes_(sizes),
         random_(7),
-        weight_(backend, random_, WeightFormat::kFp8Block, DType::kE4M3, static_cast<std::int64_t>(sizes.counts.size()),
+        weight_(backend, random_, sizes.format, DType::kE4M3, static_cast<std::int64_t>(sizes.counts.size()),
                 2 * sizes.width, sizes.inputs),
-        x_(random_, WeightFormat::kFp8Block, DType::kE4M3, sizes.capacity, sizes.inputs, sizes.padding),
+        x_(random_, sizes.format, DType::kE4M3, sizes.capacity, sizes.inputs, sizes.padding),
         offsets_(aligned_offsets(sizes.counts, sizes.alignment)),
         gate_up(sizes.gate_up, sizes.capacity, 2 * sizes.width, sizes.padding),
-        hidden(ScaleKind::kPerBlock, sizes.capacity, sizes.width, sizes.padding, sizes.padding) {}
+        hidden(sizes.format == WeightFormat::kFp8Channel ? ScaleKind::kPerRow : ScaleKind::kPerBlock, sizes.capacity,
+               sizes.width, sizes.padding, per_row() ? 0 : sizes.padding) {}
 
   GroupedSwigluParams params() const {
     return {.x = x_.view(),
@@ -63,6 +67,15 @@ class SwigluProblem {
             .alignment = sizes_.alignment};
   }
 
+  LinearSwigluParams linear_params() const {
+    return {.x = x_.view(),
+            .weight = weight_.packed(),
+            .width = sizes_.width,
+            .gate_up = gate_up.view(),
+            .quantized = hidden.view(),
+            .rows = {sizes_.capacity, offsets_.get() + 1}};
+  }
+
   std::vector<GuardedBuffer*> outputs() { return {&gate_up, &hidden.codes, &hidden.scales}; }
 
   // `hidden` is as the contract says, and nothing was written beside it.
@@ -70,8 +83,8 @@ class SwigluProblem {
     for (std::size_t expert = 0; expert < sizes_.counts.size(); ++expert) {
       const std::int64_t begin = offsets_[static_cast<std::int64_t>(expert)];
       for (std::int64_t r = begin; r < begin + sizes_.counts[expert]; ++r) {
-        for (std::int64_t c = 0; c < sizes_.width; c += kScaleBlock) {
-          check_block(static_cast<std::int64_t>(expert), r, c);
+        for (std::int64_t c = 0; c < sizes_.width; c += group()) {
+          check_group(static_cast<std::int64_t>(expert), r, c);
           if (testing::Test::HasFatalFailure()) return;
         }
       }
@@ -83,21 +96,26 @@ class SwigluProblem {
         ASSERT_EQ(row[c], kPoison) << "row " << r << " column " << c;
       }
     }
-    for (std::int64_t b = 0; b < scale_blocks(sizes_.width); ++b) {
-      for (std::int64_t r = live; r < hidden.scale_stride; ++r) {
+    const std::int64_t scale_rows = per_row() ? sizes_.capacity : hidden.scale_stride;
+    for (std::int64_t b = 0; b < (per_row() ? 1 : scale_blocks(sizes_.width)); ++b) {
+      for (std::int64_t r = live; r < scale_rows; ++r) {
         ASSERT_TRUE(std::isnan(hidden.scales[b * hidden.scale_stride + r])) << "scale " << b << " of row " << r;
       }
     }
   }
 
  private:
+  bool per_row() const { return sizes_.format == WeightFormat::kFp8Channel; }
+  std::int64_t group() const { return per_row() ? sizes_.width : kScaleBlock; }  // columns that share a scale
+
   // What the op may have stored as column n of the product.
   Interval product(std::int64_t expert, std::int64_t r, std::int64_t n) const {
     const Dot exact = dot(x_, r, weight_, expert, n, sizes_.inputs);
     if (sizes_.gate_up == DType::kF32) return {exact.sum - exact.slack, exact.sum + exact.slack};
-    const auto rounded = [](double value) { return to_float(to_bfloat16(static_cast<float>(value))); };
     return {rounded(exact.sum - exact.slack), rounded(exact.sum + exact.slack)};
   }
+
+  static double rounded(double value) { return to_float(to_bfloat16(static_cast<float>(value))); }
 
   static double silu(double x) { return x / (1.0 + std::exp(-x)); }
 
@@ -116,11 +134,14 @@ class SwigluProblem {
       }
     }
     const double arithmetic = std::ldexp(std::max(std::abs(value.low), std::abs(value.high)), -21);
-    return {value.low - arithmetic, value.high + arithmetic};
+    value = {value.low - arithmetic, value.high + arithmetic};
+    // linear_swiglu() may round before it quantises.
+    if (!per_row() || sizes_.gate_up == DType::kF32) return value;
+    return {std::min(value.low, rounded(value.low)), std::max(value.high, rounded(value.high))};
   }
 
-  void check_block(std::int64_t expert, std::int64_t r, std::int64_t first) const {
-    const std::int64_t end = std::min(first + kScaleBlock, sizes_.width);
+  void check_group(std::int64_t expert, std::int64_t r, std::int64_t first) const {
+    const std::int64_t end = std::min(first + group(), sizes_.width);
     std::vector<Interval> wanted;
     Interval largest = {0.0, 0.0};
     for (std::int64_t c = first; c < end; ++c) {
