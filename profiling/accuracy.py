@@ -1,6 +1,9 @@
 """Evaluates every precision over all test users, compares them user by user, and writes docs/accuracy.md.
 
     python profiling/accuracy.py --data beauty.npz
+    python profiling/accuracy.py --data beauty.npz --device cuda
+
+The page shows the figures of both devices, each compared with FP32 on the same device.
 
 Answers are kept in the cache folder, so an interrupted run goes on where it stopped.
 """
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 from accuracy_report import compare, page
 from accuracy_runs import Run, Setting, check_targets, run_all
+from gpu_facts import gpu_facts
 
 from onerec_engine import build_info
 from onerec_engine.assets import beauty_checkpoint
@@ -26,19 +30,18 @@ from onerec_engine.config import OneRecV2Config, load_config
 from onerec_engine.evaluation import Interactions, sample_users
 
 ROOT = Path(__file__).resolve().parent.parent
+FIGURES = {"cpu": "accuracy.json", "cuda": "accuracy_cuda.json"}
 DENSE = ("fp32", "bf16", "fp8")
 MOE = ("fp32", "bf16", "fp8", "fp8_channel")
 
 
 def main() -> int:
     args = _arguments()
-    figures = Path(args.json)
-    if args.page_only:
-        report = json.loads(figures.read_text(encoding="utf-8"))
-    else:
-        report = _evaluate(args)
-        _write(figures, json.dumps(report, indent=2) + "\n")
-    text = page(report)
+    results = Path(args.results)
+    if not args.page_only:
+        _write(results / FIGURES[args.device], json.dumps(_evaluate(args), indent=2) + "\n")
+    found = {device: results / name for device, name in FIGURES.items() if (results / name).is_file()}
+    text = page({device: json.loads(file.read_text(encoding="utf-8")) for device, file in found.items()})
     _write(Path(args.page), text)
     print(text)
     return 0
@@ -57,10 +60,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--beam-width", type=int, default=64, help="at least 50 (default: 64)")
     parser.add_argument("--batch-size", type=int, default=64, help="users per call")
-    parser.add_argument("--jobs", type=positive, help="processes, each with one thread (default: one per core)")
+    parser.add_argument("--device", choices=list(FIGURES), default="cpu", help="what answers (default: cpu)")
+    parser.add_argument(
+        "--jobs", type=positive, help="processes, each with one thread (default: one per core, at most 8 on a GPU)"
+    )
+    parser.add_argument("--commit", help="the commit that is measured (default: the checkout's)")
     parser.add_argument("--cache", default=str(ROOT / "build/accuracy"), help="where answers are kept")
     parser.add_argument("--page", default=str(ROOT / "docs/accuracy.md"), help="the page to write")
-    parser.add_argument("--json", default=str(ROOT / "profiling/results/accuracy.json"), help="the figures")
+    parser.add_argument("--results", default=str(ROOT / "profiling/results"), help="the figures' folder")
     args = parser.parse_args()
     if args.beam_width < 50:
         parser.error("the beam sets are compared at 50: want --beam-width of at least 50")
@@ -76,14 +83,25 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     ]
     settings = [
         Setting(
-            checkpoint, Path(args.data), Path(args.cache), split, users, args.beam_width, args.batch_size, precisions
+            checkpoint,
+            Path(args.data),
+            Path(args.cache),
+            split,
+            users,
+            args.beam_width,
+            args.batch_size,
+            precisions,
+            args.device,
         )
         for _, checkpoint, precisions in models
     ]
     facts = machine()
-    answered = run_all(settings, args.jobs or facts["usable_cores"] or os.cpu_count() or 1)
+    cores = facts["usable_cores"] or os.cpu_count() or 1
+    answered = run_all(settings, args.jobs or (cores if args.device == "cpu" else min(cores, 8)))
+    on_gpu = args.device == "cuda"
     return {
-        "command": "python profiling/accuracy.py --data beauty.npz",
+        "command": "python profiling/accuracy.py --data beauty.npz" + (" --device cuda" if on_gpu else ""),
+        "gpu": gpu_facts(args.commit, 0) if on_gpu else None,
         "machine": {name: facts[name] for name in ("cpu", "vendor", "architecture", "isa", "usable_cores")},
         "build": build_info(),
         "users": int(users.size),

@@ -25,6 +25,7 @@ BEHIND = [
     "mean signed",
 ]
 RELATIVE_LIMIT = 0.01
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 # R@5, R@10, N@5, N@10 of others on the same sequences under the same protocol.
 TIGER_CF = "[tiger-cf](https://github.com/Timoniche/tiger-cf)"
@@ -67,15 +68,20 @@ def lossless(result: dict[str, Any], baseline: dict[str, Any]) -> bool:
     return _contains_zero(paired) and relative < RELATIVE_LIMIT
 
 
-def page(report: dict[str, Any]) -> str:
-    """The whole of docs/accuracy.md."""
+def page(reports: dict[str, dict[str, Any]]) -> str:
+    """The whole of docs/accuracy.md, from the reports of one or more devices over the same users."""
+    first = next(iter(reports.values()))
+    models = {model["title"]: model["description"] for model in first["models"]}
+    results = {
+        (device, model["title"]): model["results"] for device, report in reports.items() for model in report["models"]
+    }
     lines = [
         "# Accuracy of the precisions",
         "",
         *_paragraph(
             "What BF16 and FP8 change on real data. Every precision answers for the same users and is compared with "
-            "FP32 user by user. Nothing was calibrated, and no model was trained for a precision. What is rounded "
-            "where: [numerics.md](numerics.md)."
+            "FP32 on the same device user by user. Nothing was calibrated, and no model was trained for a precision. "
+            "What is rounded where: [numerics.md](numerics.md)."
         ),
         "",
         "## Does FP8 lose anything?",
@@ -86,18 +92,23 @@ def page(report: dict[str, Any]) -> str:
         ),
         "",
     ]
-    for model in report["models"]:
-        lines += _verdicts(model)
-    lines += ["", *_conclusion(report["models"]), "", "## How it was measured", "", *_circumstances(report)]
-    for model in report["models"]:
-        lines += ["", f"## {model['title']}", "", *_paragraph(model["description"]), "", *_model(model["results"])]
-    lines += ["", "## Beside other models", "", *_others(report)]
+    for (device, title), found in results.items():
+        lines += _verdicts(f"{title} on the {DEVICES[device]}", found)
+    lines += ["", *_conclusion(list(results.values())), "", "## How it was measured", ""]
+    lines += _circumstances(first)
+    for report in reports.values():
+        lines += _machine(report)
+    lines += ["A command writes this page, and its figures into `profiling/results`."]
+    for title, description in models.items():
+        lines += ["", f"## {title}", "", *_paragraph(description)]
+        for device in reports:
+            lines += ["", f"### On the {DEVICES[device]}", "", *_model(results[device, title])]
+    lines += ["", "## Beside other models", "", *_others(first)]
     lines += ["", "## How to read this", "", *(line for note in _NOTES for line in _item(note))]
     return "\n".join(lines) + "\n"
 
 
 def _circumstances(report: dict[str, Any]) -> list[str]:
-    machine, build = report["machine"], report["build"]
     users = "all" if report["users"] == report["of_users"] else f"a sample of {report['users']:,} of"
     return [
         *_item(
@@ -109,22 +120,21 @@ def _circumstances(report: dict[str, Any]) -> list[str]:
             "items before it, which are themselves excluded; constrained beam search of width "
             f"{report['beam_width']}."
         ),
-        *_item(
-            f"Machine: {machine['cpu']} ({machine['architecture']}), {machine['usable_cores']} cores; instruction sets "
-            f"{', '.join(machine['isa'])}."
-        ),
-        *_item(
-            f"Engine: version {build['version']}, CPU backend, {build['gemm']}, compiled by {build['compiler']}. "
-            "FP8 on a CPU uses the codes, scales and roundings of numerics.md: it shows accuracy, not speed."
-        ),
-        "* Command:",
-        "",
-        "  ```sh",
-        f"  {report['command']}",
-        "  ```",
-        "",
-        "  It writes this page, and every figure into `profiling/results/accuracy.json`.",
     ]
+
+
+def _machine(report: dict[str, Any]) -> list[str]:
+    machine, build, gpu = report["machine"], report["build"], report.get("gpu")
+    if gpu is None:
+        where = (
+            f"CPU: {machine['cpu']} ({machine['architecture']}), {machine['usable_cores']} cores; instruction sets "
+            f"{', '.join(machine['isa'])}. Engine {build['version']}, {build['gemm']}, compiled by "
+            f"{build['compiler']}. FP8 on a CPU uses the codes, scales and roundings of numerics.md: it shows "
+            "accuracy, not speed."
+        )
+    else:
+        where = f"GPU: {gpu['device']}, driver {gpu['driver']}. Engine {build['version']}, commit {gpu['commit']}."
+    return [*_item(where), "", "  ```sh", f"  {report['command']}", "  ```", ""]
 
 
 def _label(precision: str, results: Sequence[dict[str, Any]]) -> str:
@@ -170,19 +180,18 @@ def _behind(r: dict[str, Any]) -> list[str]:
     ]
 
 
-def _verdicts(model: dict[str, Any]) -> list[str]:
+def _verdicts(title: str, results: Sequence[dict[str, Any]]) -> list[str]:
     """One item of a list per FP8 variant of a model."""
-    results = model["results"]
     lines = []
     for r in results[1:]:
         if r["precision"].startswith("fp8"):
-            lines += _verdict(f"{model['title']}, {_label(r['precision'], results)}", r, results[0])
+            lines += _verdict(f"{title}, {_label(r['precision'], results)}", r, results[0])
     return lines
 
 
-def _conclusion(models: Sequence[dict[str, Any]]) -> list[str]:
+def _conclusion(models: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
     """What all verdicts come to."""
-    pairs = [(r, m["results"][0]) for m in models for r in m["results"] if r["precision"].startswith("fp8")]
+    pairs = [(r, results[0]) for results in models for r in results if r["precision"].startswith("fp8")]
     if not all(lossless(r, baseline) for r, baseline in pairs):
         return _paragraph(
             "So the claim does not hold throughout; the tables below show where it fails, and by how much."

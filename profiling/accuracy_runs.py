@@ -20,7 +20,7 @@ from onerec_engine.evaluation import LeaveOneOut, UserRanks, rank_users
 
 RESULTS = 50
 FORCED = 10
-BLOCK = 256  # users that a process takes at a time
+BLOCK = 256  # users that a process takes at a time on a CPU
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Setting:
     beam_width: int
     batch_size: int
     precisions: tuple[str, ...]
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,15 @@ class Run:
 def run_all(settings: Sequence[Setting], jobs: int) -> list[list[Run]]:
     """For every setting, the answers of its precisions, FP32 first.
 
-    The users are cut into blocks and `jobs` processes of one thread each take block after block. A block's precisions
-    follow one another in the same process, because FP32's best answers are what the others score.
+    The users are cut into blocks and `jobs` processes of one thread each take block after block; on a GPU, where an
+    engine takes longer to load, there are as many blocks as processes. A block's precisions follow one another in the
+    same process, because FP32's best answers are what the others score.
     """
-    blocks = [
-        (number, replace(setting, users=setting.users[first : first + BLOCK]))
-        for number, setting in enumerate(settings)
-        for first in range(0, setting.users.size, BLOCK)
-    ]
+    blocks = []
+    for number, setting in enumerate(settings):
+        step = BLOCK if setting.device == "cpu" else -(-setting.users.size // jobs)
+        for first in range(0, setting.users.size, step):
+            blocks.append((number, replace(setting, users=setting.users[first : first + step])))
     context = multiprocessing.get_context("spawn")
     answered: list[list[list[Run]]] = [[] for _ in settings]
     total = sum(setting.users.size * len(setting.precisions) for setting in settings)
@@ -89,12 +91,12 @@ def _run(setting: Setting, precision: str, baseline: Run | None) -> Run:
 
     baseline: the FP32 run, whose best answers are scored by every precision; None for that run itself.
     """
-    file = setting.cache / f"{precision}-{_fingerprint(setting)}.npz"
+    file = setting.cache / f"{setting.device}-{precision}-{_fingerprint(setting)}.npz"
     if file.is_file():
         return _load(file, precision)
     limits: dict[str, Any] = {"max_batch": setting.batch_size, "max_beam_width": setting.beam_width}
     with Engine.from_checkpoint(
-        setting.checkpoint, device="cpu", threads=1, **PRECISIONS[precision], **limits
+        setting.checkpoint, device=setting.device, threads=1, **PRECISIONS[precision], **limits
     ) as engine:
         found = rank_users(
             engine,

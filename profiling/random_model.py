@@ -60,6 +60,8 @@ class RandomEngine:
         beams: int,
         items: int = 200_000,
         threads: int | None = None,
+        fused: bool = True,
+        overlapped: bool = True,
     ) -> RandomEngine:
         """Fills a new engine with weights.
 
@@ -71,6 +73,8 @@ class RandomEngine:
             beams: the widest beam.
             items: of a random catalogue.
             threads: of a CPU; by default all that the process may use.
+            fused: whether kernels may do several ops at once.
+            overlapped: whether a kernel may start before the one ahead of it has ended.
         """
         config = weights.config
         scheme = get_scheme("fp8") if precision == "fp8" else None
@@ -96,6 +100,8 @@ class RandomEngine:
             max_context_tokens=limits.max_context_tokens,
             max_excluded=limits.max_excluded,
             memory_limit=0,
+            fused=fused,
+            overlapped=overlapped,
         )
         for name, _, kind in core.tensors():
             values, scales, dtype = _stored(weights(name), kind)

@@ -25,7 +25,9 @@ GenerationEngine::GenerationEngine(std::unique_ptr<Backend> backend, std::unique
     : backend_(std::move(backend)),
       model_(std::move(model)),
       options_(options),
-      stream_(backend_->device().make_stream()) {}
+      stream_(backend_->device().make_stream()) {
+  stream_->overlap_work(options_.overlapped);
+}
 
 GenerationEngine::~GenerationEngine() = default;
 
@@ -79,7 +81,7 @@ GenerationPlan& GenerationEngine::plan(const Batch& batch) {
     recently_used_.splice(recently_used_.begin(), recently_used_, found->second.use);
     return *found->second.plan;
   }
-  auto fresh = std::make_unique<GenerationPlan>(shape, *model_, *backend_, trie_.get());
+  auto fresh = std::make_unique<GenerationPlan>(shape, *model_, *backend_, trie_.get(), options_.fused);
   if (arena_ == nullptr || fresh->footprint().arena > arena_->bytes()) grow_arena(fresh->footprint());
   fresh->record(*stream_, arena_->data());
   if (plans_.size() == kMaxPlans) {
@@ -134,7 +136,7 @@ MemoryPlan GenerationEngine::plan_for(const Batch& batch) const {
   const std::lock_guard lock(mutex_);
   if (!loaded_) throw StateError("[engine] got a batch before the weights. Load every tensor first.");
   check_batch(batch, schema(), trie_ == nullptr ? 0 : trie_->items(), options_.limits);
-  const GenerationPlan plan(plan_shape(batch, schema().levels()), *model_, *backend_, trie_.get());
+  const GenerationPlan plan(plan_shape(batch, schema().levels()), *model_, *backend_, trie_.get(), options_.fused);
   return {.weights = model_->weights().bytes(),
           .catalogue = trie_ == nullptr ? 0 : trie_->bytes(),
           .arena = plan.footprint().arena,

@@ -14,6 +14,10 @@ namespace onerec {
 struct EngineOptions {
   BatchLimits limits;
   std::size_t memory_limit = 0;  // bytes of weights, catalogue and arena together; 0: what the device has
+  // To measure what they are worth: kernels that do several ops at once, and work that begins before the work ahead of
+  // it has ended.
+  bool fused = true;
+  bool overlapped = true;
 };
 
 // Bytes in use, or needed.

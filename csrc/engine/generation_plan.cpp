@@ -4,10 +4,10 @@
 
 namespace onerec {
 
-GenerationPlan::GenerationPlan(PlanShape shape, const Model& model, Backend& backend, const ItemTrie* trie)
-    : shape_(std::move(shape)), model_(model), backend_(backend), trie_(trie) {
+GenerationPlan::GenerationPlan(PlanShape shape, const Model& model, Backend& backend, const ItemTrie* trie, bool fused)
+    : shape_(std::move(shape)), model_(model), backend_(backend), trie_(trie), fused_(fused) {
   const auto stream = backend.device().make_stream();
-  OpContext context{.backend = backend, .stream = *stream, .measuring = true};
+  OpContext context{.backend = backend, .stream = *stream, .measuring = true, .fused = fused};
   PlanMemory memory;
   issue(context, memory, footprint_.ledger);
   workspace_ = align_up(context.workspace_needed);
@@ -31,7 +31,8 @@ OpContext GenerationPlan::context_for(Stream& stream, PlanMemory& memory, Operan
           .workspace = {memory.device.allocate(workspace_), workspace_},
           .measuring = false,
           .workspace_needed = 0,
-          .tap = tap};
+          .tap = tap,
+          .fused = fused_};
 }
 
 void GenerationPlan::record(Stream& stream, void* arena) {

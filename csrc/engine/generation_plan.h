@@ -18,8 +18,9 @@ struct PlanFootprint {
 
 class GenerationPlan {
  public:
-  // Measures. `trie` may be null: nothing is constrained then. Everything referred to outlives the plan.
-  GenerationPlan(PlanShape shape, const Model& model, Backend& backend, const ItemTrie* trie);
+  // Measures. `trie` may be null: nothing is constrained then. `fused`: as in OpContext. Everything referred to
+  // outlives the plan.
+  GenerationPlan(PlanShape shape, const Model& model, Backend& backend, const ItemTrie* trie, bool fused);
 
   const PlanFootprint& footprint() const { return footprint_; }
   // Records the search on `stream`, in device memory at `arena` of footprint().arena bytes.
@@ -42,6 +43,7 @@ class GenerationPlan {
   const Model& model_;
   Backend& backend_;
   const ItemTrie* trie_;
+  const bool fused_;
   PlanFootprint footprint_;
   std::size_t workspace_ = 0;
   std::size_t input_ = 0;

@@ -35,6 +35,7 @@ struct OpContext {
   bool measuring = false;
   std::size_t workspace_needed = 0;
   OperandTap* tap = nullptr;
+  bool fused = true;  // ops may take a backend's kernels that do several of them at once
 
   void need_workspace(std::size_t bytes) { workspace_needed = std::max(workspace_needed, bytes); }
 };

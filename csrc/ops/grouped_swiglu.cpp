@@ -36,7 +36,7 @@ void grouped_swiglu(OpContext& context, const GroupedSwigluParams& params) {
   check(context, params);
   const Extent rows{params.rows_capacity, params.offsets + params.weight->experts};
   // Addresses may decide what can be fused, and those of a measuring pass are not the real ones: it measures the parts.
-  if (!context.measuring && context.backend.fuses_grouped_swiglu(params)) {
+  if (!context.measuring && context.fused && context.backend.fuses_grouped_swiglu(params)) {
     observe(context, params.weight->name, params.x, rows);
     return context.backend.grouped_swiglu(context.stream, params);
   }

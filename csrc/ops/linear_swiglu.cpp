@@ -45,7 +45,7 @@ void check(const OpContext& context, const LinearSwigluParams& p) {
 void linear_swiglu(OpContext& context, const LinearSwigluParams& params) {
   check(context, params);
   // Addresses may decide what can be fused, and those of a measuring pass are not the real ones: it measures the parts.
-  if (!context.measuring && context.backend.fuses_linear_swiglu(params)) {
+  if (!context.measuring && context.fused && context.backend.fuses_linear_swiglu(params)) {
     observe(context, params.weight->name, params.x, params.rows);
     return context.backend.linear_swiglu(context.stream, params);
   }

@@ -29,6 +29,8 @@ class Core:
         max_context_tokens: int,
         max_excluded: int,
         memory_limit: int,
+        fused: bool = True,
+        overlapped: bool = True,
     ) -> None: ...
     @property
     def device_name(self) -> str: ...

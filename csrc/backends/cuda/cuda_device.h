@@ -30,10 +30,14 @@ class CudaStream final : public Stream {
   // NVTX ranges, of work that is done now; a graph's replay shows its kernels alone.
   void begin_range(const char* name) override;
   void end_range() override;
+  void overlap_work(bool allowed) override { overlapped_ = allowed; }
+  // Whether kernels are launched to start before the one ahead of them has ended.
+  bool overlapped() const { return overlapped_; }
 
  private:
   cudaStream_t stream_ = nullptr;
   bool recording_ = false;
+  bool overlapped_ = true;
 };
 
 class CudaDevice final : public Device {
@@ -56,5 +60,6 @@ class CudaDevice final : public Device {
 };
 
 inline cudaStream_t handle(Stream& stream) { return static_cast<CudaStream&>(stream).handle(); }
+inline bool overlapped(Stream& stream) { return static_cast<CudaStream&>(stream).overlapped(); }
 
 }  // namespace onerec::cuda

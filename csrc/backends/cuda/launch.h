@@ -19,7 +19,7 @@ struct LaunchShape {
 };
 
 // Every kernel starts with kernels::wait_for_previous_kernel(): it may be started while the kernel before it in the
-// stream still runs (programmatic dependent launch). A grid without blocks is not launched.
+// stream still runs (programmatic dependent launch), unless the stream says otherwise. A grid without blocks is not launched.
 template <class... Params, class... Args>
 void launch(Stream& stream, const char* name, void (*kernel)(Params...), const LaunchShape& shape, Args&&... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
@@ -38,7 +38,7 @@ void launch(Stream& stream, const char* name, void (*kernel)(Params...), const L
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = handle(stream);
   config.attrs = &overlap;
-  config.numAttrs = 1;
+  config.numAttrs = overlapped(stream) ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
 }
 

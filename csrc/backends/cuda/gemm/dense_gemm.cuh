@@ -178,8 +178,7 @@ const char* run_dense_gemm(const DenseGemmCall& call) {
   cutlass::Status status = Gemm::can_implement(arguments);
   Gemm gemm;
   if (status == cutlass::Status::kSuccess) status = gemm.initialize(arguments, nullptr, call.stream);
-  constexpr bool kOverlapLaunch = true;
-  if (status == cutlass::Status::kSuccess) status = gemm.run(call.stream, nullptr, kOverlapLaunch);
+  if (status == cutlass::Status::kSuccess) status = gemm.run(call.stream, nullptr, call.overlapped);
   return status == cutlass::Status::kSuccess ? nullptr : cutlass::cutlassGetStatusString(status);
 }
 

@@ -27,6 +27,7 @@ struct DenseGemmCall {
   float negative_slope = 1.0f;
   int multiprocessors = 0;
   cudaStream_t stream = nullptr;
+  bool overlapped = true;  // may start before the kernel ahead of it has ended
 };
 
 // Issues kernel kGemmConfigs[kConfig]. Null, or what went wrong.

@@ -5,6 +5,7 @@
 #include "backends/cuda/cuda_weight.h"
 #include "backends/cuda/gemm/dense_gemm.h"
 #include "backends/cuda/gemm/dense_instances.h"
+#include "backends/cuda/gemm/direct_instances.h"
 #include "core/error.h"
 
 namespace onerec::cuda {
@@ -12,38 +13,71 @@ namespace {
 
 using Run = const char* (*)(const DenseGemmCall&);
 
+// Null for GemmSchedule::kDirect.
+template <int kConfig>
+constexpr Run kernel_of() {
+  if constexpr (kGemmConfigs[kConfig].schedule == GemmSchedule::kDirect) {
+    return nullptr;
+  } else {
+    return run_dense_gemm<kConfig>;
+  }
+}
+
 template <int... kConfigs>
 constexpr std::array<Run, sizeof...(kConfigs)> all_kernels(std::integer_sequence<int, kConfigs...>) {
-  return {run_dense_gemm<kConfigs>...};
+  return {kernel_of<kConfigs>()...};
 }
 
 constexpr auto kKernels = all_kernels(std::make_integer_sequence<int, kGemmConfigCount>{});
 
+// The product alone.
+DenseGemmCall call_of(Stream& stream, const Operand& x, const LinearWeight* linear_weight, const float* bias,
+                      const Matrix& y, const Extent& rows, int multiprocessors) {
+  const CudaWeight& weight = weight_of(linear_weight);
+  return {.x = x.values.data,
+          .x_stride = x.values.stride,
+          .x_scales = x.scales,
+          .weights = weight.values(),
+          .weight_scales = weight.scales(),
+          .bias = bias,
+          .y = y.data,
+          .y_stride = y.stride,
+          .rows = static_cast<int>(rows.capacity),
+          .outputs = static_cast<int>(weight.outputs),
+          .inputs = static_cast<int>(weight.inputs),
+          .live_rows = rows.count,
+          .multiprocessors = multiprocessors,
+          .stream = handle(stream),
+          .overlapped = overlapped(stream)};
+}
+
+void run_direct(Stream& stream, const DenseGemmCall& call, DirectRunner runner, const char* op) {
+  require(runner != nullptr, "[", op, "] got a kernel that was not built, want one of gemm_configs.h. Report it.");
+  runner(stream, call);
+}
+
 }  // namespace
 
 void dense_gemm(Stream& stream, const LinearParams& params, int config, int multiprocessors) {
-  const CudaWeight& weight = weight_of(params.weight);
-  const DenseGemmCall call{.x = params.x.values.data,
-                           .x_stride = params.x.values.stride,
-                           .x_scales = params.x.scales,
-                           .weights = weight.values(),
-                           .weight_scales = weight.scales(),
-                           .bias = params.bias,
-                           .residual = params.residual.data,
-                           .residual_stride = params.residual.stride,
-                           .y = params.y.data,
-                           .y_stride = params.y.stride,
-                           .rows = static_cast<int>(params.rows.capacity),
-                           .outputs = static_cast<int>(weight.outputs),
-                           .inputs = static_cast<int>(weight.inputs),
-                           .live_rows = params.rows.count,
-                           .negative_slope = params.activation == Activation::kLeakyRelu ? params.negative_slope : 1.0f,
-                           .multiprocessors = multiprocessors,
-                           .stream = handle(stream)};
+  const GemmConfig& chosen = kGemmConfigs[config];
+  require(takes_outputs(chosen, params.weight->outputs), "[linear] got kernel ", gemm_name(config), " for ",
+          params.weight->outputs, " outputs, want a multiple of ", kDirectMultiple, ". Let gemm_select.h choose.");
+  DenseGemmCall call = call_of(stream, params.x, params.weight, params.bias, params.y, params.rows, multiprocessors);
+  call.residual = params.residual.data;
+  call.residual_stride = params.residual.stride;
+  if (params.activation == Activation::kLeakyRelu) call.negative_slope = params.negative_slope;
+  if (chosen.schedule == GemmSchedule::kDirect) return run_direct(stream, call, direct_fp8(chosen), "linear");
   const char* problem = kKernels[static_cast<std::size_t>(config)](call);
   if (problem == nullptr) return;
   throw DeviceError(concat("[linear] got \"", problem, "\" for kernel ", gemm_name(config), " of ", call.rows, " x [",
                            call.outputs, ", ", call.inputs, "], want a launch. Close this engine and report it."));
+}
+
+void swiglu_gemm(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, int config,
+                 int multiprocessors) {
+  const DenseGemmCall call =
+      call_of(stream, params.x, params.weight, params.bias, hidden, params.rows, multiprocessors);
+  run_direct(stream, call, direct_swiglu_fp8(kSwigluConfigs[config]), "linear_swiglu");
 }
 
 }  // namespace onerec::cuda
