@@ -37,6 +37,8 @@ __all__ = ["ROWS", "Row", "core_answers", "run", "torch_answers"]
 # nearly the same, rounding decides between them, and a random router knows no other case.
 MEANS = {("bf16", False): 0.05, ("bf16", True): 0.25, ("fp8", False): 0.5, ("fp8", True): 0.5}
 OVERLAPS = {"bf16": 0.6, "fp8": 0.3}
+# At least so many requests are compared, in several batches if need be: of one alone, a router's single tie decides.
+COMPARED = 8
 
 Answers = list[dict[str, Any]]
 Call = Callable[[], Any]
@@ -185,7 +187,8 @@ class _Loaded:
         """Times everybody in turns, after a round that is not counted, and compares their answers."""
         width, levels = self.args.width, self.config.levels
         engines = self.engines.values()
-        items = random_items(next(iter(engines)).engine.catalogue, row.batch, row.context)
+        catalogue = next(iter(engines)).engine.catalogue
+        items = random_items(catalogue, row.batch, row.context)
         history = self.codes[items]
         batch = core_batch(self.config, history, [width] * levels, constrained=constrained)
         requests = {"item_ids": items.flatten(), "offsets": np.arange(row.batch + 1, dtype=np.int64) * row.context}
@@ -216,13 +219,19 @@ class _Loaded:
                     lap.call()
                     if turn > 1:
                         lap.rounds.append(1e3 * (time.perf_counter() - started))
-        reference = torch_answers(*_on_host(self.torch.search(on_device, widths)))
-        answers = {
-            (f"core {precision}", precision): core_answers(loaded.core.run(batch))
-            for precision, loaded in self.engines.items()
-        }
-        if self.device == "cuda":
-            answers["PyTorch, CUDA graph", "bf16"] = torch_answers(*_on_host(graph.search(on_device)))
+        reference: Answers = []
+        answers: dict[tuple[str, str], Answers] = {}
+        for seed in range(-(-COMPARED // row.batch)):
+            history = self.codes[random_items(catalogue, row.batch, row.context, seed)]
+            batch = core_batch(self.config, history, widths, constrained=constrained)
+            on_device = torch.from_numpy(history.astype(np.int64)).to(self.device)
+            reference += torch_answers(*_on_host(self.torch.search(on_device, widths)))
+            for precision, loaded in self.engines.items():
+                found = core_answers(loaded.core.run(batch))
+                answers.setdefault((f"core {precision}", precision), []).extend(found)
+            if self.device == "cuda":
+                found = torch_answers(*_on_host(graph.search(on_device)))
+                answers.setdefault(("PyTorch, CUDA graph", "bf16"), []).extend(found)
         what = row.name + (", items" if constrained else "")
         mixture = self.config.n_routed_experts > 0
         outcomes = [

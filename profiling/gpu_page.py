@@ -1,7 +1,7 @@
-"""Writes docs/performance_gpu.md from the figures of bench_engine.py, bench_ops.py and kernel_times.py.
+"""Writes docs/performance.md from the figures of bench_engine.py, ladder.py, bench_ops.py and kernel_times.py.
 
     python profiling/gpu_page.py --engine profiling/results/bench_gpu.json --ops profiling/results/bench_ops.json \
-        --kernels profiling/results/kernels_*.json
+        --ladders profiling/results/ladder_*.json --kernels profiling/results/kernels_*.json
 
 Nothing is measured here, and nothing on the page comes from elsewhere.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs/performance_gpu.md"
+PAGE = ROOT / "docs/performance.md"
 
 Report = dict[str, Any]
 
@@ -57,7 +57,7 @@ def generations(report: Report) -> str:
     return markdown(headers, rows, "<<>>>>>")
 
 
-def ladder(report: Report) -> str:
+def formats(report: Report) -> str:
     """Our FP8 against our BF16, per generation."""
     rows = []
     for run in report["runs"]:
@@ -66,6 +66,20 @@ def ladder(report: Report) -> str:
             ratio = laps["core bf16"]["ms_median"] / laps["core fp8"]["ms_median"]
             rows.append([run["row"] + (", among items" if run["constrained"] else ""), f"{ratio:.2f}"])
     return markdown(["generation", "BF16 / FP8"], rows, "<>")
+
+
+def rungs(reports: list[Report]) -> str:
+    """What every step of every ladder is worth."""
+    rows = []
+    for report in reports:
+        first = report["rungs"][0]["ms_median"]
+        before = first
+        for rung in report["rungs"]:
+            ms = rung["ms_median"]
+            what = f"{report['model']}, batch {report['batch']}, context {report['context']}"
+            rows.append([what, rung["name"], f"{ms:.2f}", f"{before / ms:.2f}", f"{first / ms:.2f}"])
+            before = ms
+    return markdown(["generation", "rung", "ms, median", "rung before / this", "eager PyTorch / this"], rows, "<<>>>")
 
 
 def agreements(report: Report) -> str:
@@ -107,7 +121,7 @@ def _family(op: str) -> str:
     return "linear" if op.startswith(_LINEARS) else op
 
 
-def page(engine: Report, ops: Report, kernels: list[tuple[str, Report]]) -> str:
+def page(engine: Report, ladders: list[Report], ops: Report, kernels: list[tuple[str, Report]]) -> str:
     """The whole page."""
     reached = ops["ceilings"]
     pictures = "\n\n".join(
@@ -133,10 +147,21 @@ memory to host memory, `generate` from item ids to items. The floor is that of `
 ({engine["ceilings"]}).
 
 {generations(engine)}
-{ladder(engine)}
+{formats(engine)}
 The answers, compared in the same run:
 
 {agreements(engine)}
+## What each step is worth
+
+{circumstances(ladders[0]["facts"])}.
+
+```sh
+{_command(ladders[0])}
+```
+
+Every rung adds to the one before it; [profiling/ladder.py](../profiling/ladder.py) says what each is.
+
+{rungs(ladders)}
 ## Ops
 
 {circumstances(ops["facts"])}.
@@ -164,15 +189,21 @@ def _command(report: Report) -> str:
     return " ".join(kept[: kept.index("--json")] if "--json" in kept else kept)
 
 
+def _load(name: str) -> Report:
+    found: Report = json.loads(Path(name).read_text(encoding="utf-8"))
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", required=True, help="of bench_engine.py --device cuda")
     parser.add_argument("--ops", required=True, help="of bench_ops.py")
+    parser.add_argument("--ladders", nargs="+", required=True, help="of ladder.py")
     parser.add_argument("--kernels", nargs="*", default=[], help="of kernel_times.py")
     args = parser.parse_args()
-    load = [json.loads(Path(name).read_text(encoding="utf-8")) for name in (args.engine, args.ops, *args.kernels)]
-    named = [(Path(name).stem, report) for name, report in zip(args.kernels, load[2:], strict=True)]
-    PAGE.write_text(page(load[0], load[1], named), encoding="utf-8")
+    engine, ops, *ladders = (_load(name) for name in (args.engine, args.ops, *args.ladders))
+    named = [(Path(name).stem, _load(name)) for name in args.kernels]
+    PAGE.write_text(page(engine, ladders, ops, named), encoding="utf-8")
     return 0
 
 

@@ -37,7 +37,7 @@ Line = dict[str, Any]
 
 
 def shapes(models: Iterable[str]) -> list[tuple[str, int, int]]:
-    """(types, outputs, inputs) of all dense products of a model, in BF16 and FP8."""
+    """(types, outputs, inputs) of all dense products of a model, in BF16 and FP8, and of those with SwiGLU."""
     found: dict[tuple[str, int, int], None] = {}
     for model in models:
         config = sized_config(model, 512, 8192)
@@ -45,11 +45,14 @@ def shapes(models: Iterable[str]) -> list[tuple[str, int, int]]:
         heads = config.num_attention_heads * config.head_dim
         qkv = heads + 2 * config.num_key_value_heads * config.head_dim
         products = [(heads, d), (d, heads), (qkv, d), (2 * config.intermediate_size, d), (d, config.intermediate_size)]
+        gate_ups = [(2 * config.intermediate_size, d)]
         if config.n_routed_experts:
             width = config.moe_intermediate_size * config.n_shared_experts
             products += [(2 * width, d), (d, width)]
+            gate_ups.append((2 * width, d))
         for types in ("fp8_bf16", "bf16_bf16"):
             found |= {(types, outputs, inputs): None for outputs, inputs in products}
+        found |= {("fp8_swiglu", outputs, inputs): None for outputs, inputs in gate_ups}
         found[("bf16_f32", 8192, d)] = None
         if config.n_routed_experts:
             found[("bf16_f32", (config.n_routed_experts + 15) // 16 * 16, d)] = None
@@ -74,7 +77,7 @@ def header(lines: Iterable[Line], device: str) -> str:
     """measured_gemms.h for these measurements."""
     rows_of: list[tuple[tuple[str, int, int], int, int, int]] = []
     for shape, rows, best, chosen in winners(lines):
-        if best["us"] > GAIN * chosen["us"]:
+        if shape[0] not in ENUMS or best["us"] > GAIN * chosen["us"]:
             continue
         first = max((r for r in ROWS if r < rows), default=0) + 1
         if rows_of and rows_of[-1][0] == shape and rows_of[-1][3] == best["config"] and rows_of[-1][2] + 1 == first:

@@ -84,13 +84,11 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
     feed_forward_.add_to(h, layer, rows);
   }
   const Range head_range(context_, "head");
-  const Matrix head_x = first_rows(head_x_, rows.capacity);
-  normalise(h, weights.output_norms[t], {.values = head_x}, rows);
+  const Operand head_x{.values = first_rows(head_x_, rows.capacity)};
   const LinearLayer& head = weights.heads[t];
   // Each level's logits are packed at its own width.
   const Matrix logits{logits_.data, DType::kF32, rows.capacity, head.outputs, head.outputs};
-  linear(context_,
-         {.x = {.values = head_x}, .weight = head.get(), .bias = head.bias_data(), .y = logits, .rows = rows});
+  project_norm(h, weights.output_norms[t], head_x, head, logits, rows);
   return logits;
 }
 
@@ -101,28 +99,35 @@ void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t
   const Operand x = first_rows(x_, rows.capacity);
   const Matrix q = first_rows(q_, rows.capacity);
   const Matrix attended = first_rows(attended_, rows.capacity);
-  normalise(h, layer.cross_norm, x, rows);
-  linear(context_, {.x = x, .weight = layer.cross_q.get(), .bias = layer.cross_q.bias_data(), .y = q, .rows = rows});
+  project_norm(h, layer.cross_norm, x, layer.cross_q, q, rows);
   if (layer.cross_q_norm != nullptr) head_norm(q, layer.cross_q_norm, config.num_attention_heads, rows);
   const std::int64_t group = config.context_kv_layer(index);
-  cross_attention(context_, {.q = q,
-                             .k = context_processor_.keys(group),
-                             .v = context_processor_.values(group),
-                             .context_offsets = inputs_.context_offsets,
-                             .row_offsets = inputs_.row_offsets[static_cast<std::size_t>(step)],
-                             .out = attended,
-                             .batch = shape_.batch,
-                             .rows_capacity = rows.capacity,
-                             .tokens_capacity = shape_.context_tokens,
-                             .max_request_rows = step == 0 ? 1 : shape_.max_request_rows,
-                             .max_request_tokens = shape_.max_request_tokens,
-                             .heads = config.num_attention_heads,
-                             .kv_heads = config.num_context_kv_heads,
-                             .head_dim = config.head_dim,
-                             .scale = config.attention_scale});
-  const Operand out = first_rows(attended_x_, rows.capacity);
-  if (out.quantized()) quantize(context_, {.x = attended, .quantized = out, .rows = rows});
-  project_out(out, layer.cross_o, h, rows);
+  CrossAttentionParams params{.q = q,
+                              .k = context_processor_.keys(group),
+                              .v = context_processor_.values(group),
+                              .context_offsets = inputs_.context_offsets,
+                              .row_offsets = inputs_.row_offsets[static_cast<std::size_t>(step)],
+                              .out = attended,
+                              .batch = shape_.batch,
+                              .rows_capacity = rows.capacity,
+                              .tokens_capacity = shape_.context_tokens,
+                              .max_request_rows = step == 0 ? 1 : shape_.max_request_rows,
+                              .max_request_tokens = shape_.max_request_tokens,
+                              .heads = config.num_attention_heads,
+                              .kv_heads = config.num_context_kv_heads,
+                              .head_dim = config.head_dim,
+                              .scale = config.attention_scale};
+  const Operand codes = first_rows(attended_x_, rows.capacity);
+  const LinearParams product = output_product(codes, layer.cross_o, h, rows);
+  const QuantizeParams quantizer{.x = attended, .quantized = codes, .rows = rows};
+  // Codes come with the attention, unless the product would rather make them itself.
+  if (codes.quantized() && !prepared_at_once(context_, {.input = quantizer, .product = product})) {
+    params.quantized = codes;
+    cross_attention(context_, params);
+    return linear(context_, product);
+  }
+  cross_attention(context_, params);
+  project_out(attended, layer.cross_o, h, rows);
 }
 
 void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
@@ -132,16 +137,18 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
   const auto l = static_cast<std::size_t>(index);
   const Range range(context_, "self_attention");
   const Operand x = first_rows(x_, rows.capacity);
-  const Operand attended = first_rows(attended_x_, rows.capacity);
   const Matrix qkv = qkv_[t][l];
-  normalise(h, layer.self_norm, x, rows);
-  linear(context_,
-         {.x = x, .weight = layer.self_qkv.get(), .bias = layer.self_qkv.bias_data(), .y = qkv, .rows = rows});
+  project_norm(h, layer.self_norm, x, layer.self_qkv, qkv, rows);
   if (layer.self_q_norm != nullptr) {
     const std::int64_t kv = config.num_key_value_heads * config.head_dim;
     head_norm(qkv.columns(0, config.d_attention()), layer.self_q_norm, config.num_attention_heads, rows);
     head_norm(qkv.columns(config.d_attention(), kv), layer.self_k_norm, config.num_key_value_heads, rows);
   }
+  // Attention over a single key is its value.
+  if (step == 0 && config.num_attention_heads == config.num_key_value_heads) {
+    return project_out(qkv.columns(2 * config.d_attention(), config.d_attention()), layer.self_o, h, rows);
+  }
+  const Operand attended = first_rows(attended_x_, rows.capacity);
   SelfAttentionParams params{.step = step,
                              .out = values_of(attended),
                              .quantized = codes_of(attended),
@@ -149,23 +156,35 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
                              .kv_heads = config.num_key_value_heads,
                              .head_dim = config.head_dim,
                              .scale = config.attention_scale,
-                             .rows = rows};
+                             .rows = rows,
+                             .next = layer.self_o.get()};
   for (std::size_t s = 0; s <= t; ++s) params.qkv[s] = qkv_[s][l];
   if (step > 0) {
     for (std::size_t s = 0; s < t; ++s) params.ancestry[s] = inputs_.ancestry[t][s];
   }
   self_attention(context_, params);
-  project_out(attended, layer.self_o, h, rows);
+  linear(context_, output_product(attended, layer.self_o, h, rows));
 }
 
-void OneRecV2Pass::normalise(const Matrix& h, const DeviceArray* gamma, const Operand& out, const Extent& rows) {
-  rms_norm(context_, {.x = h,
-                      .gamma = gamma->floats(),
-                      .width = model_.config().hidden_size,
-                      .eps = model_.config().rms_norm_eps,
-                      .y = values_of(out),
-                      .quantized = codes_of(out),
-                      .rows = rows});
+void OneRecV2Pass::project_norm(const Matrix& h, const DeviceArray* gamma, const Operand& x, const LinearLayer& layer,
+                                const Matrix& y, const Extent& rows) {
+  const RmsNormParams norm{.x = h,
+                           .gamma = gamma->floats(),
+                           .width = model_.config().hidden_size,
+                           .eps = model_.config().rms_norm_eps,
+                           .y = values_of(x),
+                           .quantized = codes_of(x),
+                           .rows = rows};
+  prepared_linear(
+      context_,
+      {.input = norm, .product = {.x = x, .weight = layer.get(), .bias = layer.bias_data(), .y = y, .rows = rows}});
+}
+
+void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows) {
+  const Operand x = first_rows(attended_x_, rows.capacity);
+  if (!x.quantized()) return linear(context_, output_product({.values = attended}, layer, h, rows));
+  prepared_linear(context_, {.input = QuantizeParams{.x = attended, .quantized = x, .rows = rows},
+                             .product = output_product(x, layer, h, rows)});
 }
 
 void OneRecV2Pass::head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows) {
@@ -178,9 +197,9 @@ void OneRecV2Pass::head_norm(const Matrix& x, const DeviceArray* gamma, std::int
                       .rows = rows});
 }
 
-void OneRecV2Pass::project_out(const Operand& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows) {
-  linear(context_,
-         {.x = attended, .weight = layer.get(), .bias = layer.bias_data(), .residual = h, .y = h, .rows = rows});
+LinearParams OneRecV2Pass::output_product(const Operand& attended, const LinearLayer& layer, const Matrix& h,
+                                          const Extent& rows) {
+  return {.x = attended, .weight = layer.get(), .bias = layer.bias_data(), .residual = h, .y = h, .rows = rows};
 }
 
 }  // namespace onerec

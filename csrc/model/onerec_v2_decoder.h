@@ -22,11 +22,14 @@ class OneRecV2Pass final : public ModelPass {
                              const Extent& rows);
   void self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
                             const Extent& rows);
-  // out = RMSNorm(h) in the form that the decoder's linears read.
-  void normalise(const Matrix& h, const DeviceArray* gamma, const Operand& out, const Extent& rows);
+  // y = RMSNorm(h) W^T; x holds the norm in the form that W wants.
+  void project_norm(const Matrix& h, const DeviceArray* gamma, const Operand& x, const LinearLayer& layer,
+                    const Matrix& y, const Extent& rows);
   void head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows);
-  // h += attended W_o^T
-  void project_out(const Operand& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows);
+  // h += attended W_o^T, for values that are not in the form that W_o wants.
+  void project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows);
+  static LinearParams output_product(const Operand& attended, const LinearLayer& layer, const Matrix& h,
+                                     const Extent& rows);
 
   const OneRecV2& model_;
   const PassShape shape_;

@@ -66,16 +66,17 @@ FeedForward::FeedForward(const OneRecV2& model, const std::vector<std::int64_t>&
   if (moe->shared.width > 0) shared_out_ = memory.matrix(kActivations, dtype, rows, d);
 }
 
-void FeedForward::normalise(const Matrix& h, const LayerWeights& layer, const NormOutputs& outputs,
-                            const Extent& rows) {
-  rms_norm(context_, {.x = h,
-                      .gamma = layer.ffn_norm->floats(),
-                      .width = model_.config().hidden_size,
-                      .eps = model_.config().rms_norm_eps,
-                      .y = outputs.y,
-                      .quantized = outputs.quantized,
-                      .quantized_blocks = outputs.quantized_blocks,
-                      .rows = rows});
+RmsNormParams FeedForward::norm(const Matrix& h, const LayerWeights& layer, const NormOutputs& outputs,
+                                const Extent& rows) const {
+  return {.x = h,
+          .gamma = layer.ffn_norm->floats(),
+          .width = model_.config().hidden_size,
+          .eps = model_.config().rms_norm_eps,
+          .y = outputs.y,
+          .quantized = outputs.quantized,
+          .quantized_blocks = outputs.quantized_blocks,
+          .rows = rows,
+          .next = outputs.next};
 }
 
 void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows) {
@@ -84,14 +85,35 @@ void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Exten
     mixture(h, layer, rows);
     return;
   }
-  normalise(h, layer, {.y = values_of(x_), .quantized = codes_of(x_)}, rows);
-  dense(h, layer.dense, x_, h, h, rows);
+  const RmsNormParams input =
+      norm(h, layer, {.y = values_of(x_), .quantized = codes_of(x_), .next = layer.dense.gate_up.get()}, rows);
+  dense(&input, layer.dense, x_, h, h, rows);
 }
 
-void FeedForward::dense(const Matrix& h, const FeedForwardWeights& weights, const Operand& x,
+void FeedForward::dense(const RmsNormParams* input, const FeedForwardWeights& weights, const Operand& x,
                         const ConstMatrix& residual, const Matrix& out, const Extent& rows) {
-  const Matrix gate_up = reshape(gate_up_, h.rows, 2 * weights.width);
-  const Operand hidden = reshape(hidden_, h.rows, weights.width);
+  const Matrix gate_up = reshape(gate_up_, rows.capacity, 2 * weights.width);
+  const Operand hidden = reshape(hidden_, rows.capacity, weights.width);
+  const LinearParams first{
+      .x = x, .weight = weights.gate_up.get(), .bias = weights.gate_up.bias_data(), .y = gate_up, .rows = rows};
+  const PreparedLinearParams second{.input = SwigluParams{.gate_up = gate_up,
+                                                          .width = weights.width,
+                                                          .y = values_of(hidden),
+                                                          .quantized = codes_of(hidden),
+                                                          .rows = rows},
+                                    .product = {.x = hidden,
+                                                .weight = weights.down.get(),
+                                                .bias = weights.down.bias_data(),
+                                                .residual = residual,
+                                                .y = out,
+                                                .rows = rows}};
+  // Few rows: each product makes its input. Many: the first product ends with the activation.
+  if (prepared_at_once(context_, second)) {
+    input == nullptr ? linear(context_, first) : prepared_linear(context_, {.input = *input, .product = first});
+    prepared_linear(context_, second);
+    return;
+  }
+  if (input != nullptr) rms_norm(context_, *input);
   linear_swiglu(context_, {.x = x,
                            .weight = weights.gate_up.get(),
                            .bias = weights.gate_up.bias_data(),
@@ -100,12 +122,7 @@ void FeedForward::dense(const Matrix& h, const FeedForwardWeights& weights, cons
                            .y = values_of(hidden),
                            .quantized = codes_of(hidden),
                            .rows = rows});
-  linear(context_, {.x = hidden,
-                    .weight = weights.down.get(),
-                    .bias = weights.down.bias_data(),
-                    .residual = residual,
-                    .y = out,
-                    .rows = rows});
+  linear(context_, second.product);
 }
 
 FeedForward::SortedRows FeedForward::sorted_rows(std::int64_t rows) const {
@@ -151,10 +168,14 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
   // One norm for the router, the experts and the shared network. The network's codes have a scale per row.
   const bool in_blocks = expert_x_.scale_kind == ScaleKind::kPerBlock;
   const Operand& shared_x = in_blocks ? x_ : expert_x_;
+  // With enough rows all experts are read.
+  const LinearWeight* next = rows.capacity >= config.n_routed_experts ? layer.experts.gate_up.get() : nullptr;
   if (in_blocks && layer.shared.width > 0) {
-    normalise(h, layer, {.y = router_x_, .quantized = shared_x, .quantized_blocks = expert_x_}, rows);
+    rms_norm(
+        context_,
+        norm(h, layer, {.y = router_x_, .quantized = shared_x, .quantized_blocks = expert_x_, .next = next}, rows));
   } else {
-    normalise(h, layer, {.y = router_x_, .quantized = codes_of(expert_x_)}, rows);
+    rms_norm(context_, norm(h, layer, {.y = router_x_, .quantized = codes_of(expert_x_), .next = next}, rows));
   }
   linear(context_, {.x = {.values = router_x_}, .weight = layer.router.get(), .y = router_logits_, .rows = rows});
   route(context_, {.logits = router_logits_,
@@ -183,7 +204,7 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
   ConstMatrix shared;
   if (layer.shared.width > 0) {
     const Matrix out = reshape(shared_out_, rows.capacity, d);
-    dense(h, layer.shared, shared_x, {}, out, rows);
+    dense(nullptr, layer.shared, shared_x, {}, out, rows);
     shared = out;
   }
   moe_combine(context_, {.expert_out = sorted_out_,

@@ -19,8 +19,9 @@ class FeedForward {
   void add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows);
 
  private:
-  void dense(const Matrix& h, const FeedForwardWeights& weights, const Operand& x, const ConstMatrix& residual,
-             const Matrix& out, const Extent& rows);
+  // out = FFN(x) + residual, all [rows, d]; `input`: the norm that makes x, null if x is there already.
+  void dense(const RmsNormParams* input, const FeedForwardWeights& weights, const Operand& x,
+             const ConstMatrix& residual, const Matrix& out, const Extent& rows);
   // How the rows of a step lie sorted by expert.
   struct SortedRows {
     std::int64_t alignment;
@@ -35,8 +36,9 @@ class FeedForward {
     Matrix y = {};
     Operand quantized = {};
     Operand quantized_blocks = {};
+    const LinearWeight* next = nullptr;
   };
-  void normalise(const Matrix& h, const LayerWeights& layer, const NormOutputs& outputs, const Extent& rows);
+  RmsNormParams norm(const Matrix& h, const LayerWeights& layer, const NormOutputs& outputs, const Extent& rows) const;
 
   const OneRecV2& model_;
   OpContext& context_;

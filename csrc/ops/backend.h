@@ -14,6 +14,7 @@
 #include "ops/linear.h"
 #include "ops/linear_swiglu.h"
 #include "ops/moe.h"
+#include "ops/prepared_linear.h"
 #include "ops/quantize.h"
 #include "ops/rms_norm.h"
 #include "ops/self_attention.h"
@@ -37,6 +38,9 @@ class Backend {
   // Whether linear_swiglu() does these params in one product; if not, the op issues its parts.
   virtual bool fuses_linear_swiglu(const LinearSwigluParams&) const { return false; }
   virtual void linear_swiglu(Stream&, const LinearSwigluParams&);
+  // Whether prepared_linear() does these params in one kernel; if not, the op issues its parts.
+  virtual bool fuses_prepared_linear(const PreparedLinearParams&) const { return false; }
+  virtual void prepared_linear(Stream&, const PreparedLinearParams&);
   // The rows of each expert start at a multiple of this in grouped_linear; depends on these arguments alone. `rows`:
   // the capacity before routing.
   virtual std::int64_t grouped_alignment(std::int64_t /*rows*/, std::int64_t /*experts*/,
@@ -51,6 +55,8 @@ class Backend {
   virtual void rms_norm(Stream&, const RmsNormParams&) = 0;
   virtual void quantize(Stream&, const QuantizeParams&) = 0;
   virtual void swiglu(Stream&, const SwigluParams&) = 0;
+  // Whether cross_attention() makes the codes of these params; if not, the op quantises its output.
+  virtual bool fuses_cross_attention_codes(const CrossAttentionParams&) const { return false; }
   virtual std::size_t cross_attention_workspace(const CrossAttentionParams&) const { return 0; }
   virtual void cross_attention(Stream&, const CrossAttentionParams&, Workspace) = 0;
   virtual void self_attention(Stream&, const SelfAttentionParams&) = 0;

@@ -3,6 +3,7 @@
 #include "core/error.h"
 #include "ops/backend.h"
 #include "ops/checks.h"
+#include "ops/quantize.h"
 
 namespace onerec {
 namespace {
@@ -41,6 +42,20 @@ void cross_attention(OpContext& context, const CrossAttentionParams& params) {
   check_apart(context, kOp, "out", params.out, "q", params.q, params.rows_capacity);
 
   Backend& backend = context.backend;
+  if (params.quantized.values.data != nullptr) {
+    check_quantized(kOp, "quantized", params.quantized, ScaleKind::kPerRow, params.rows_capacity, q_width);
+    check_apart(context, kOp, "quantized", params.quantized.values, "q", params.q, params.rows_capacity);
+    check_apart(context, kOp, "quantized", params.quantized.values, "out", params.out, params.rows_capacity);
+    // Addresses may decide what can be fused, and those of a measuring pass are not the real ones: it measures the
+    // parts.
+    if (context.measuring || !context.fused || !backend.fuses_cross_attention_codes(params)) {
+      CrossAttentionParams plain = params;
+      plain.quantized = {};
+      cross_attention(context, plain);
+      const Extent rows{params.rows_capacity, params.row_offsets + params.batch};
+      return quantize(context, {.x = params.out, .quantized = params.quantized, .rows = rows});
+    }
+  }
   if (!workspace_ready(context, kOp, backend.cross_attention_workspace(params))) return;
   backend.cross_attention(context.stream, params, context.workspace);
 }

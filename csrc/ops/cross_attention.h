@@ -2,13 +2,14 @@
 #pragma once
 
 #include "ops/context.h"
+#include "ops/operand.h"
 
 namespace onerec {
 
 // For request b, its rows r in [row_offsets[b], row_offsets[b + 1]), head h and its group g = h / (heads / kv_heads):
 // s[n] = scale * q[r, h] . k[n, g] over the context tokens n in [context_offsets[b], context_offsets[b + 1]),
 // p = exp(s - max s), out[r, h] = sum_n round(p[n]) v[n, g] / sum_n p[n]; p is rounded to q's dtype. No tokens: out =
-// 0.
+// 0. With `quantized` the codes of the rounded output are made as well, and what `out` holds afterwards is unspecified.
 struct CrossAttentionParams {
   ConstMatrix q = {};                             // [rows, heads * head_dim], FP32 or BF16
   ConstMatrix k = {};                             // [tokens, kv_heads * head_dim], q's dtype
@@ -16,6 +17,7 @@ struct CrossAttentionParams {
   const std::int32_t* context_offsets = nullptr;  // [batch + 1], device
   const std::int32_t* row_offsets = nullptr;      // [batch + 1], device
   Matrix out = {};                                // [rows, heads * head_dim] of q's dtype
+  Operand quantized = {};                         // the same shape, kPerRow; may be left out
   std::int64_t batch = 0;
   std::int64_t rows_capacity = 0;
   std::int64_t tokens_capacity = 0;   // of all requests together

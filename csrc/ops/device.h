@@ -33,8 +33,8 @@ class Stream {
   virtual std::unique_ptr<class Recording> end_recording() = 0;
   // The device's own handle of this queue, such as a cudaStream_t, for measuring tools; 0 where there is none.
   virtual std::uintptr_t native_handle() const { return 0; }
-  // Whether work may be begun before what was issued ahead of it has ended, as far as it does not depend on that; it may
-  // unless said otherwise. Devices that never do ignore it.
+  // Whether work may be begun before what was issued ahead of it has ended, as far as it does not depend on that; it
+  // may unless said otherwise. Devices that never do ignore it.
   virtual void overlap_work(bool /*allowed*/) {}
   // Names the work issued until the matching end_range(), for profilers that watch the device; ranges nest.
   virtual void begin_range(const char* /*name*/) {}

@@ -2,7 +2,8 @@
 // (fp8_bf16, bf16_bf16 or bf16_f32), outputs, inputs, rows. Prints a JSON object per kernel and shape:
 // microseconds of one call (the median of replays of a CUDA graph whose calls read weights from memory, not from the
 // cache), and the largest difference from the first kernel's y, in its first and last rows, over that y's largest
-// magnitude.
+// magnitude. Types fp8_swiglu: the product of gates and ups with SwiGLU and the quantisation of its result; the first
+// kernel, -1, is what linear() and swiglu() take one after the other.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -56,25 +57,94 @@ class Tuner {
     const int chosen = select_gemm({wanted, rows, outputs, inputs, multiprocessors_});
     std::vector<float> reference;
     for (int config = kPlainGemm; config < kGemmConfigCount; ++config) {
-      if (config == kPlainGemm ? rows > kMostPlainRows && chosen != kPlainGemm : kGemmConfigs[config].types != wanted)
-        continue;
+      const bool built = config == kPlainGemm
+                             ? rows <= kMostPlainRows || chosen == kPlainGemm
+                             : kGemmConfigs[config].types == wanted && takes_outputs(kGemmConfigs[config], outputs);
+      if (!built) continue;
       params.weight = weights_.front().get();
       stream_->fill(y->data(), 0xff, y_bytes);
       linear_with(*stream_, params, config, multiprocessors_);
       const std::vector<float> result = ends(y->data(), rows, outputs, wide);
       if (reference.empty()) reference = result;
-      const double us = microseconds(params, config);
-      std::printf(
-          "{\"types\": \"%s\", \"outputs\": %lld, \"inputs\": %lld, \"rows\": %lld, \"config\": %d, \"name\": \"%s\", "
-          "\"us\": %.3f, \"difference\": %.2e, \"chosen\": %s}\n",
-          types.c_str(), static_cast<long long>(outputs), static_cast<long long>(inputs), static_cast<long long>(rows),
-          config, config == kPlainGemm ? "plain" : gemm_name(config).c_str(), us, difference(result, reference),
-          config == chosen ? "true" : "false");
+      const double us = microseconds([&](const LinearWeight* weight) {
+        params.weight = weight;
+        linear_with(*stream_, params, config, multiprocessors_);
+      });
+      print(types, outputs, inputs, rows, config, gemm_name(config), us, difference(result, reference),
+            config == chosen);
+    }
+    std::fflush(stdout);
+  }
+
+  void tune_swiglu(std::int64_t outputs, std::int64_t inputs, std::int64_t rows) {
+    make_weights(true, outputs, inputs);
+    const std::int64_t width = outputs / 2;
+    const auto x = upload(random_values(true, rows * inputs));
+    const auto scales = upload(std::vector<float>(static_cast<std::size_t>(rows), 0.001f));
+    const auto gate_up = backend_->device().allocate(static_cast<std::size_t>(rows * outputs) * 2);
+    const auto codes = backend_->device().allocate(static_cast<std::size_t>(rows * width));
+    const auto code_scales = backend_->device().allocate(static_cast<std::size_t>(rows) * sizeof(float));
+    const Operand quantized{.values = {codes->data(), DType::kE4M3, rows, width, width},
+                            .scale_kind = ScaleKind::kPerRow,
+                            .scales = static_cast<float*>(code_scales->data()),
+                            .scale_stride = rows};
+    LinearSwigluParams params{.x = {.values = {x->data(), DType::kE4M3, rows, inputs, inputs},
+                                    .scale_kind = ScaleKind::kPerRow,
+                                    .scales = static_cast<float*>(scales->data()),
+                                    .scale_stride = rows},
+                              .width = width,
+                              .gate_up = {gate_up->data(), DType::kBF16, rows, outputs, outputs},
+                              .quantized = quantized,
+                              .rows = {rows, nullptr}};
+    Matrix hidden = params.gate_up;
+    hidden.cols = width;
+    const GemmShape shape{GemmTypes::kFp8ToBf16, rows, outputs, inputs, multiprocessors_};
+    const auto issue = [&](int config, const LinearWeight* weight) {
+      params.weight = weight;
+      if (config == kUnfused) {
+        linear_with(*stream_, {.x = params.x, .weight = weight, .y = params.gate_up, .rows = params.rows},
+                    select_gemm(shape), multiprocessors_);
+        backend_->swiglu(*stream_,
+                         {.gate_up = params.gate_up, .width = width, .quantized = quantized, .rows = params.rows});
+      } else {
+        swiglu_gemm(*stream_, params, hidden, config, multiprocessors_);
+        backend_->quantize(*stream_, {.x = hidden, .quantized = quantized, .rows = params.rows});
+      }
+    };
+    // Codes may fall to their neighbours: what is compared is what they are of.
+    const auto y = backend_->device().allocate(static_cast<std::size_t>(rows * width) * 2);
+    const Matrix values{y->data(), DType::kBF16, rows, width, width};
+    std::vector<float> reference;
+    for (int config = kUnfused; config < kSwigluConfigCount; ++config) {
+      stream_->fill(y->data(), 0xff, y->bytes());
+      issue(config, weights_.front().get());
+      if (config == kUnfused) {
+        backend_->swiglu(*stream_, {.gate_up = params.gate_up, .width = width, .y = values, .rows = params.rows});
+      } else {
+        swiglu_gemm(*stream_, params, values, config, multiprocessors_);
+      }
+      const std::vector<float> result = ends(y->data(), rows, width, false);
+      if (reference.empty()) reference = result;
+      const double us = microseconds([&](const LinearWeight* weight) { issue(config, weight); });
+      print("fp8_swiglu", outputs, inputs, rows, config,
+            config == kUnfused ? "linear, swiglu" : swiglu_gemm_name(config), us, difference(result, reference),
+            config == select_swiglu_gemm(shape));
     }
     std::fflush(stdout);
   }
 
  private:
+  static constexpr int kUnfused = -1;
+
+  static void print(const std::string& types, std::int64_t outputs, std::int64_t inputs, std::int64_t rows, int config,
+                    const std::string& name, double us, double off, bool chosen) {
+    std::printf(
+        "{\"types\": \"%s\", \"outputs\": %lld, \"inputs\": %lld, \"rows\": %lld, \"config\": %d, \"name\": \"%s\", "
+        "\"us\": %.3f, \"difference\": %.2e, \"chosen\": %s}\n",
+        types.c_str(), static_cast<long long>(outputs), static_cast<long long>(inputs), static_cast<long long>(rows),
+        config, name.c_str(), us, off, chosen ? "true" : "false");
+  }
+
   void make_weights(bool fp8, std::int64_t outputs, std::int64_t inputs) {
     if (!weights_.empty() && weights_.front()->outputs == outputs && weights_.front()->inputs == inputs &&
         (weights_.front()->dtype == DType::kE4M3) == fp8) {
@@ -152,12 +222,13 @@ class Tuner {
     return worst / std::max(largest, 1e-30);
   }
 
-  double microseconds(LinearParams params, int config) {
+  // Of issue(weight), which issues one call.
+  template <class Issue>
+  double microseconds(const Issue& issue) {
     const int calls = static_cast<int>(weights_.size()) * (weights_.size() < 16 ? 4 : 1);
     stream_->begin_recording();
     for (int i = 0; i < calls; ++i) {
-      params.weight = weights_[static_cast<std::size_t>(i) % weights_.size()].get();
-      linear_with(*stream_, params, config, multiprocessors_);
+      issue(weights_[static_cast<std::size_t>(i) % weights_.size()].get());
     }
     const auto recording = stream_->end_recording();
     recording->replay(*stream_);
@@ -198,6 +269,12 @@ int main() {
   std::int64_t outputs = 0;
   std::int64_t inputs = 0;
   std::int64_t rows = 0;
-  while (std::cin >> types >> outputs >> inputs >> rows) tuner.tune(types, outputs, inputs, rows);
+  while (std::cin >> types >> outputs >> inputs >> rows) {
+    if (types == "fp8_swiglu") {
+      tuner.tune_swiglu(outputs, inputs, rows);
+    } else {
+      tuner.tune(types, outputs, inputs, rows);
+    }
+  }
   return 0;
 }

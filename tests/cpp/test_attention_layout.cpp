@@ -21,7 +21,7 @@ namespace {
 using test::Random;
 using test::uniform;
 
-constexpr int kTileRows = kFlashTokens;
+constexpr int kTileRows = kUsualTileTokens;
 
 // The copy engine's 128-byte swizzle: bits 4 to 6 of an address change with bits 7 to 9.
 int swizzled(int offset) { return offset ^ ((offset >> 3) & 0x70); }
@@ -328,53 +328,77 @@ std::vector<Step> products(Block& block, const std::vector<Item>& items, int con
   const auto await = [&](Ring& ring, int use) { steps.push_back([&ring, use] { return ring.is_filled(use); }); };
   const auto read = [&](Ring& ring, int use) { steps.push_back([&ring, use] { return ring.check(use), true; }); };
   const auto release = [&](Ring& ring, int use) { steps.push_back([&ring, use] { return ring.release(use), true; }); };
+  const auto check_item = [&](int number) {
+    steps.push_back([&block, number] { return block.items.check(number), true; });
+  };
+  constexpr int kNone = -1;
   int use = 0;
-  for (std::size_t number = 0; number < items.size(); ++number) {
-    const auto [tiles, both] = items[number];
+  int summing = kNone;
+  int pending = kNone;
+  const auto finish_sums = [&] {
+    if (summing != kNone) release(block.values(), summing);
+    summing = kNone;
+  };
+  const auto await_values = [&] {
+    if (pending != kNone) await(block.values(), use - 1);
+  };
+  const auto start_sums = [&] {
+    if (pending == kNone) return;
+    read(block.values(), use - 1);
+    summing = use - 1;
+  };
+  const auto store_pending = [&] {
+    if (pending == kNone) return;
+    check_item(pending);
+    release(block.items, pending);
+    pending = kNone;
+  };
+  for (int number = 0; number < static_cast<int>(items.size()); ++number) {
+    const auto [tiles, both] = items[static_cast<std::size_t>(number)];
     const int end = use + tiles;
-    const auto take = [&] {
+    await(block.items, number);
+    if (tiles == 0 || (!both && consumer > 0)) {
+      await_values();
+      start_sums();
+      finish_sums();
+      store_pending();
+      for (; use < end; ++use) {
+        await(block.keys, use);
+        release(block.keys, use);
+        if (!block.separate) continue;
+        await(block.own_values, use);
+        release(block.own_values, use);
+      }
+      release(block.items, number);
+      continue;
+    }
+    const auto multiply = [&, both = both] {
+      await_values();
+      await(block.keys, use);
       if (both) steps.push_back([&block, consumer] { return block.turns.take(consumer); });
-    };
-    const auto pass = [&] {
+      check_item(number);
+      read(block.keys, use);
+      start_sums();
       if (both) steps.push_back([&block, consumer] { return block.turns.pass(consumer), true; });
     };
-    await(block.items, static_cast<int>(number));
-    if (!both && consumer > 0) {
-      for (int i = use; i < end; ++i) {
-        await(block.keys, i);
-        release(block.keys, i);
-        if (!block.separate) continue;
-        await(block.own_values, i);
-        release(block.own_values, i);
-      }
-    } else if (tiles > 0) {
-      await(block.keys, use);
-      take();
-      read(block.keys, use);
-      pass();
-      await(block.values(), use);
+    multiply();
+    await(block.values(), use);  // to clear its end
+    if (block.separate) release(block.keys, use);
+    finish_sums();
+    store_pending();
+    pending = number;
+    for (++use; use < end; ++use) {
+      finish_sums();
+      multiply();
       if (block.separate) release(block.keys, use);
-      for (int i = use + 1; i < end; ++i) {
-        if (i > use + 1) release(block.values(), i - 2);
-        await(block.keys, i);
-        await(block.values(), i - 1);
-        take();
-        read(block.keys, i);
-        read(block.values(), i - 1);
-        pass();
-        if (block.separate) release(block.keys, i);
-      }
-      if (tiles > 1) release(block.values(), end - 2);
-      await(block.values(), end - 1);
-      take();
-      read(block.values(), end - 1);
-      pass();
-      release(block.values(), end - 1);
     }
-    release(block.items, static_cast<int>(number));
-    use = end;
+    finish_sums();
   }
   await(block.items, static_cast<int>(items.size()));
+  await_values();
+  start_sums();
+  finish_sums();
+  store_pending();
   if (consumer == 0) steps.push_back([&block] { return block.turns.take(0); });
   return steps;
 }

@@ -63,7 +63,8 @@ TEST(AttentionSchedule, BlocksDoAllOfTheWorkOnce) {
     AttentionSchedule schedule{.requests = requests,
                                .groups = static_cast<int>(uniform(random, 1, 3)),
                                .splits = static_cast<int>(uniform(random, 1, 4)),
-                               .tile_rows = kFlashWarpgroups * warpgroup_rows};
+                               .tile_rows = kFlashWarpgroups * warpgroup_rows,
+                               .tile_tokens = 16 * static_cast<int>(uniform(random, 4, 16))};
     schedule.row_tiles = (largest + schedule.tile_rows - 1) / schedule.tile_rows;
     schedule.items = requests * schedule.groups * schedule.splits * schedule.row_tiles;
 
@@ -76,7 +77,7 @@ TEST(AttentionSchedule, BlocksDoAllOfTheWorkOnce) {
         EXPECT_EQ(live_rows(item, 0, warpgroup_rows) + live_rows(item, 1, warpgroup_rows), item.rows);
         for (int row = item.first_row; row < item.first_row + item.rows; ++row) {
           for (int tile = 0; tile < std::max(item.tiles, 1); ++tile) {
-            const int token = item.tiles == 0 ? -1 : item.last_token - tile * kFlashTokens;
+            const int token = item.tiles == 0 ? -1 : item.last_token - tile * schedule.tile_tokens;
             EXPECT_TRUE(done.insert({row, item.group, item.split, token}).second);
           }
         }
@@ -84,17 +85,18 @@ TEST(AttentionSchedule, BlocksDoAllOfTheWorkOnce) {
         const int request = index / (schedule.items / requests);
         EXPECT_GE(item.first_row, rows[request]);
         EXPECT_LE(item.first_row + item.rows, rows[request + 1]);
-        EXPECT_GE(item.last_token - (item.tiles - 1) * kFlashTokens, tokens[request]);
+        EXPECT_GE(item.last_token - (item.tiles - 1) * schedule.tile_tokens, tokens[request]);
         EXPECT_LE(item.last_token + item.last_tokens, tokens[request + 1]);
-        EXPECT_EQ((item.last_token - tokens[request]) % kFlashTokens, 0);
+        EXPECT_EQ((item.last_token - tokens[request]) % schedule.tile_tokens, 0);
         EXPECT_GT(item.last_tokens, 0);
-        EXPECT_TRUE(item.last_tokens == kFlashTokens || item.last_token + item.last_tokens == tokens[request + 1]);
+        EXPECT_TRUE(item.last_tokens == schedule.tile_tokens ||
+                    item.last_token + item.last_tokens == tokens[request + 1]);
       }
     }
 
     std::size_t wanted = 0;
     for (int b = 0; b < requests; ++b) {
-      const int tiles = (tokens[b + 1] - tokens[b] + kFlashTokens - 1) / kFlashTokens;
+      const int tiles = (tokens[b + 1] - tokens[b] + schedule.tile_tokens - 1) / schedule.tile_tokens;
       for (int split = 0; split < schedule.splits; ++split) {
         const TileRange range = split_tiles(tiles, schedule.splits, split);
         wanted +=

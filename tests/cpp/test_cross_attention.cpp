@@ -250,6 +250,18 @@ TEST(CrossAttention, RefusesWrongParameters) {
   EXPECT_NE(refusal([](auto& p) { p.row_offsets = nullptr; }), "");
   EXPECT_NE(refusal([](auto& p) { p.rows_capacity = 5; }), "");
   EXPECT_NE(refusal([&](auto& p) { p.out = x.q.view(); }), "");
+  const TestOperand codes(ScaleKind::kPerRow, 4, 4 * 16);
+  EXPECT_EQ(refusal([&](auto& p) { p.quantized = codes.view(); }), "");
+  EXPECT_NE(refusal([&](auto& p) {
+              p.quantized = codes.view();
+              p.quantized.scale_kind = ScaleKind::kPerBlock;
+            }),
+            "");
+  EXPECT_NE(refusal([&](auto& p) {
+              p.quantized = codes.view();
+              p.quantized.values.cols = 32;
+            }),
+            "");
 }
 
 }  // namespace

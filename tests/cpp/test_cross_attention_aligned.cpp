@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "ops/cross_attention.h"
+#include "ops/quantize.h"
 #include "support/offsets.h"
 #include "support/oracle.h"
 #include "support/runner.h"
@@ -175,6 +176,35 @@ TEST(CrossAttentionAligned, Splits) {
     for (const bool shared : {true, false}) {
       check_shape({{3}, {1500}, 2, 2, head_dim, shared, 2, 7}, random);
       check_shape({{3, 5, 0, 2}, {20, 700, 30, 0}, 2, 1, head_dim, shared, 0, 300}, random);
+    }
+  }
+}
+
+// Where splits are added up the codes are made on the way, elsewhere behind it.
+TEST(CrossAttentionAligned, CodesAreThoseOfTheRoundedOutput) {
+  Random random(9);
+  Runner runner;
+  for (const std::int64_t head_dim : head_dims()) {
+    const std::int64_t long_context = at_most_on_simt(1500, 200);
+    for (const Shape& shape : {Shape{{3}, {long_context}, 2, 2, head_dim, true, 2, 7},
+                               Shape{{3, 5, 0, 2}, {20, long_context, 30, 0}, 6, 2, head_dim, true},
+                               Shape{{70}, {100}, 2, 1, head_dim, false, 1, 0}}) {
+      Problem x(shape, random);
+      x.run();
+      const Extent rows{x.out.rows(), x.row_offsets.get() + shape.rows.size()};
+      for (const std::int64_t padding : {8, 3}) {  // rows of codes that start at multiples of 8 bytes, and anywhere
+        TestOperand want(ScaleKind::kPerRow, x.out.rows(), x.out.cols(), padding);
+        TestOperand got(ScaleKind::kPerRow, x.out.rows(), x.out.cols(), padding);
+        const QuantizeParams quantizer{.x = x.out.view(), .quantized = want.view(), .rows = rows};
+        runner.run_once([&](OpContext& context) { quantize(context, quantizer); });
+        TestMatrix scratch(DType::kBF16, x.out.rows(), x.out.cols(), 8);
+        CrossAttentionParams params = x.params();
+        params.out = scratch.view();
+        params.quantized = got.view();
+        runner.run([&](OpContext& context) { cross_attention(context, params); }, {&got.codes, &got.scales, &scratch});
+        EXPECT_TRUE(got.codes.snapshot() == want.codes.snapshot()) << "heads of " << head_dim;
+        EXPECT_TRUE(got.scales.snapshot() == want.scales.snapshot()) << "heads of " << head_dim;
+      }
     }
   }
 }

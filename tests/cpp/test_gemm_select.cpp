@@ -19,8 +19,9 @@ TEST(GemmSelect, ConfigurationsAreWhatTheKernelsCanBe) {
     EXPECT_EQ(config.tile_outputs % 16, 0);
     EXPECT_LE(config.tile_outputs, 256);
     EXPECT_EQ(config.tile_bytes % 128, 0) << "rows of a tile are swizzled in 128 bytes";
-    EXPECT_TRUE(config.cluster == 1 || config.cluster == 2);
-    if (config.schedule == GemmSchedule::kCooperative) {
+    const bool direct = config.schedule == GemmSchedule::kDirect;
+    EXPECT_TRUE(config.cluster == 1 || config.cluster == 2 || (direct && config.cluster == 4));
+    if (direct || config.schedule == GemmSchedule::kCooperative) {
       EXPECT_EQ(config.tile_rows, 128) << "64 rows for each group of warps";
     } else {
       EXPECT_LE(config.tile_rows * config.tile_outputs, 128 * 128) << "the sums of a tile are one group's registers";
@@ -41,11 +42,12 @@ TEST(GemmSelect, TheModelGivesEveryShapeTheCheapestKernelOfItsTypes) {
           ASSERT_GE(chosen, kPlainGemm);
           ASSERT_LT(chosen, kGemmConfigCount);
           for (int config = 0; config < kGemmConfigCount; ++config) {
-            if (kGemmConfigs[config].types != types) continue;
+            if (kGemmConfigs[config].types != types || !takes_outputs(kGemmConfigs[config], outputs)) continue;
             EXPECT_LE(time, gemm_microseconds(shape, config));
           }
           if (chosen != kPlainGemm) {
             EXPECT_EQ(kGemmConfigs[chosen].types, types);
+            EXPECT_TRUE(takes_outputs(kGemmConfigs[chosen], outputs));
           }
         }
       }
@@ -74,6 +76,15 @@ TEST(GemmSelect, TheModelMakesFewTilesSmaller) {
   EXPECT_LE(config.tile_rows * config.tile_outputs, 128 * 128);
 }
 
+TEST(GemmSelect, TheModelGivesSwigluAKernelForAnyShape) {
+  for (const std::int64_t rows : kRows) {
+    const int chosen =
+        select_swiglu_gemm({.types = GemmTypes::kFp8ToBf16, .rows = rows, .outputs = 14336, .inputs = 1792});
+    ASSERT_GE(chosen, 0);
+    ASSERT_LT(chosen, kSwigluConfigCount);
+  }
+}
+
 TEST(GemmSelect, MeasuredWinnersNameKernelsOfTheirTypes) {
   for (const MeasuredGemm& measured : kMeasuredGemms) {
     EXPECT_LE(measured.min_rows, measured.max_rows);
@@ -81,6 +92,7 @@ TEST(GemmSelect, MeasuredWinnersNameKernelsOfTheirTypes) {
     ASSERT_LT(measured.config, kGemmConfigCount);
     if (measured.config != kPlainGemm) {
       EXPECT_EQ(kGemmConfigs[measured.config].types, measured.types);
+      EXPECT_TRUE(takes_outputs(kGemmConfigs[measured.config], measured.outputs));
     }
     const GemmShape shape{
         .types = measured.types, .rows = measured.min_rows, .outputs = measured.outputs, .inputs = measured.inputs};

@@ -83,6 +83,15 @@ TEST(GroupedSelect, MostTokensThatTheAlignmentAllows) {
   EXPECT_EQ(Problem(WeightFormat::kDense, 1).choice(), "plain");
 }
 
+TEST(GroupedSelect, PairsOfBlocksForManyRows) {
+  Problem problem(WeightFormat::kFp8Block, 128);
+  problem.params.rows_capacity = kExperts * 1024;
+  problem.params.x.scale_stride = problem.params.rows_capacity;
+  EXPECT_EQ(problem.choice(), "fp8_block_256x128_pairs");
+  problem.params.rows_capacity = kExperts * 128;
+  EXPECT_EQ(problem.choice(), "fp8_block_256x128");
+}
+
 TEST(GroupedSelect, EveryAlignmentHasAKernelOfEveryFormat) {
   for (const std::int64_t rows : {1, 256, 512, 4096}) {
     const std::int64_t alignment = choose_grouped_alignment(rows, kExperts, 3);
@@ -150,6 +159,8 @@ TEST(GroupedSelect, SwigluWhereTilesAreWholeBlocks) {
   EXPECT_EQ(choice(32, as_is), "swiglu_fp8_block_256x32");
   EXPECT_EQ(choice(192, as_is), "swiglu_fp8_block_256x64");
   EXPECT_EQ(choice(128, as_is), "swiglu_fp8_block_256x128");
+  EXPECT_EQ(choice(128, [](GroupedSwigluParams& p) { p.rows_capacity = kExperts * 1024; }),
+            "swiglu_fp8_block_256x128_pairs");
   EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.width = 1400; }), "unfused");
   EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.gate_up.dtype = DType::kF32; }), "unfused");
   EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.quantized.values.stride += 8; }), "unfused");
@@ -217,6 +228,73 @@ TEST(GroupedTiles, TokensOfAnOutputTileAreNeighbours) {
     }
   }
   EXPECT_EQ(order, want);
+}
+
+// Every tile once; the blocks of a pair share an expert and either their weights or their tokens.
+template <int kOutputs, int kTokens>
+void check_pair_tiles(const std::vector<int>& token_tiles, int outputs, int pairs) {
+  SCOPED_TRACE(concat(token_tiles.size(), " experts ", outputs, " outputs ", pairs, " pairs"));
+  std::vector<std::int32_t> offsets = {0};
+  for (const int tiles : token_tiles) offsets.push_back(offsets.back() + tiles * kTokens);
+  const int experts = static_cast<int>(token_tiles.size());
+  std::map<Tile, int> expert_of;
+  for (int pair = 0; pair < pairs; ++pair) {
+    kernels::GroupedPairTiles<kOutputs, kTokens> first(offsets.data(), experts, outputs, 0, pair, pairs);
+    kernels::GroupedPairTiles<kOutputs, kTokens> second(offsets.data(), experts, outputs, 1, pair, pairs);
+    for (; first.valid(); first.next(), second.next()) {
+      ASSERT_TRUE(second.valid());
+      ASSERT_EQ(first.expert(), second.expert());
+      ASSERT_EQ(first.shares_tokens(), second.shares_tokens());
+      ASSERT_TRUE(first.live());
+      const bool shares_tokens = first.shares_tokens();
+      ASSERT_EQ(second.first_token(), first.first_token() + (shares_tokens ? 0 : kTokens));
+      ASSERT_EQ(second.first_output(), first.first_output() + (shares_tokens ? kOutputs : 0));
+      for (const auto& tile : {first, second}) {
+        if (!tile.live()) continue;
+        ASSERT_TRUE(expert_of.emplace(Tile{tile.first_token(), tile.first_output()}, tile.expert()).second) << "twice";
+      }
+    }
+    ASSERT_FALSE(second.valid());
+  }
+  std::size_t want = 0;
+  for (int expert = 0; expert < experts; ++expert) {
+    for (int token = offsets[static_cast<std::size_t>(expert)]; token < offsets[static_cast<std::size_t>(expert) + 1];
+         token += kTokens) {
+      for (int output = 0; output < outputs; output += kOutputs) {
+        const auto found = expert_of.find({token, output});
+        ASSERT_TRUE(found != expert_of.end()) << "token " << token << " output " << output;
+        EXPECT_EQ(found->second, expert);
+        ++want;
+      }
+    }
+  }
+  EXPECT_EQ(expert_of.size(), want);
+}
+
+TEST(GroupedPairTiles, EveryTileOnceWithItsExpert) {
+  for (const int pairs : {1, 2, 66}) {
+    for (const int outputs : {8, 128, 256, 384, 1408, 2816}) {
+      check_pair_tiles<256, 128>({40, 1, 0, 16, 17, 33, 2, 3}, outputs, pairs);
+      check_pair_tiles<128, 128>({7, 8, 9, 0, 0, 5}, outputs, pairs);
+      check_pair_tiles<256, 128>({0, 0, 11}, outputs, pairs);
+      check_pair_tiles<256, 128>({1}, outputs, pairs);
+      check_pair_tiles<256, 128>({0, 0}, outputs, pairs);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// Where half of the last output tile exists, a pair gets two of them in turn: it then has as much work as the others.
+TEST(GroupedPairTiles, HalvesAreDealtTwoByTwo) {
+  const std::int32_t offsets[] = {0, 6 * 128};
+  std::vector<std::vector<Tile>> order;
+  for (int pair = 0; pair < 5; ++pair) {
+    kernels::GroupedPairTiles<256, 128> tile(offsets, 1, 384, 0, pair, 5);
+    for (order.emplace_back(); tile.valid(); tile.next()) {
+      order.back().emplace_back(tile.first_token() / 128, tile.first_output() / 256);
+    }
+  }
+  EXPECT_EQ(order, (std::vector<std::vector<Tile>>{{{0, 0}}, {{2, 0}}, {{4, 0}}, {{0, 1}, {2, 1}}, {{4, 1}}}));
 }
 
 }  // namespace

@@ -7,8 +7,10 @@
 #include "backends/cuda/attention/flash_cross_attention.h"
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/attention_layout.cuh"
+#include "backends/cuda/kernels/combine_attention_splits.cuh"
 #include "backends/cuda/kernels/plain_cross_attention.cuh"
 #include "backends/cuda/launch.h"
+#include "backends/cuda/row_launch.h"
 #include "core/arena.h"
 #include "core/error.h"
 
@@ -56,7 +58,8 @@ void launch_plain(Stream& stream, const CrossAttentionParams& p) {
 FlashPlan plan_flash(const CrossAttentionParams& p, const DeviceLimits& limits, Arena& arena) {
   const int tile_rows = kernels::kFlashWarpgroups * kernels::rows_of_warpgroup(static_cast<int>(p.heads / p.kv_heads));
   const std::int64_t row_tiles = blocks_for(p.max_request_rows, tile_rows);
-  const std::int64_t tiles = blocks_for(p.max_request_tokens, kernels::kFlashTokens);
+  // The size of tiles depends on addresses, which are not known yet.
+  const std::int64_t tiles = blocks_for(p.max_request_tokens, kernels::kUsualTileTokens);
   const std::int64_t unsplit = row_tiles * p.batch * p.kv_heads;
   FlashPlan plan{.splits = kernels::choose_splits(unsplit, tiles, limits.multiprocessors),
                  .row_tiles = row_tiles,
@@ -82,7 +85,19 @@ bool is_flash(const CrossAttentionParams& p, const DeviceLimits& limits) {
          rows_at_vectors(p.out);
 }
 
+// Whether the kernel that adds up splits can make them.
+bool combines_codes(const CrossAttentionParams& p) {
+  constexpr std::int64_t kElements = kernels::kVector<kernels::bf16>;
+  return p.heads * p.head_dim <= kElements * kernels::kMostCombineThreads &&
+         rows_aligned(p.quantized.values, kElements);
+}
+
 }  // namespace
+
+bool CudaBackend::fuses_cross_attention_codes(const CrossAttentionParams& params) const {
+  Arena arena;
+  return is_flash(params, limits_) && plan_flash(params, limits_, arena).splits > 1 && combines_codes(params);
+}
 
 std::size_t CudaBackend::cross_attention_workspace(const CrossAttentionParams& params) const {
   require(params.head_dim <= kLargestHead, "[cross_attention] got head_dim ", params.head_dim, ", want at most ",

@@ -24,6 +24,10 @@ class CudaBackend final : public Backend {
 
   std::size_t linear_workspace(const LinearParams& params) const override;
   void linear(Stream& stream, const LinearParams& params, Workspace workspace) override;
+  bool fuses_prepared_linear(const PreparedLinearParams& params) const override;
+  void prepared_linear(Stream& stream, const PreparedLinearParams& params) override;
+  bool fuses_linear_swiglu(const LinearSwigluParams& params) const override;
+  void linear_swiglu(Stream& stream, const LinearSwigluParams& params) override;
   std::int64_t grouped_alignment(std::int64_t rows, std::int64_t experts, std::int64_t top_k) const override;
   std::size_t grouped_linear_workspace(const GroupedLinearParams& params) const override;
   void grouped_linear(Stream& stream, const GroupedLinearParams& params, Workspace workspace) override;
@@ -32,6 +36,7 @@ class CudaBackend final : public Backend {
   void rms_norm(Stream& stream, const RmsNormParams& params) override;
   void quantize(Stream& stream, const QuantizeParams& params) override;
   void swiglu(Stream& stream, const SwigluParams& params) override;
+  bool fuses_cross_attention_codes(const CrossAttentionParams& params) const override;
   std::size_t cross_attention_workspace(const CrossAttentionParams& params) const override;
   void cross_attention(Stream& stream, const CrossAttentionParams& params, Workspace workspace) override;
   void self_attention(Stream& stream, const SelfAttentionParams& params) override;

@@ -18,8 +18,9 @@ struct LaunchShape {
   std::size_t shared_bytes = 0;  // dynamic shared memory
 };
 
-// Every kernel starts with kernels::wait_for_previous_kernel(): it may be started while the kernel before it in the
-// stream still runs (programmatic dependent launch), unless the stream says otherwise. A grid without blocks is not launched.
+// Every kernel calls kernels::wait_for_previous_kernel() first: it may be started while the kernel before it in the
+// stream still runs (programmatic dependent launch), unless the stream says otherwise. A grid without blocks is not
+// launched.
 template <class... Params, class... Args>
 void launch(Stream& stream, const char* name, void (*kernel)(Params...), const LaunchShape& shape, Args&&... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;

@@ -4,7 +4,6 @@
 
 #include "backends/cuda/alignment.h"
 #include "backends/cuda/cuda_weight.h"
-#include "backends/cuda/kernels/small_linear.cuh"
 #include "backends/cuda/launch.h"
 
 namespace onerec::cuda {
@@ -16,18 +15,6 @@ using kernels::WeightKind;
 // Warps that an SM needs to keep enough loads under way.
 constexpr std::int64_t kWarpsPerMultiprocessor = 12;
 constexpr std::int64_t kMaxGridY = 65535;
-
-WeightKind kind_of(const LinearWeight& weight) {
-  switch (weight.format) {
-    case WeightFormat::kFp8Channel:
-      return WeightKind::kFp8Channel;
-    case WeightFormat::kFp8Block:
-      return WeightKind::kFp8Block;
-    case WeightFormat::kDense:
-      break;
-  }
-  return weight.dtype == DType::kF32 ? WeightKind::kFloat : WeightKind::kBf16;
-}
 
 // As few warps per output as fill the device; depends on the weight alone.
 int split_of(const LinearWeight& weight, int multiprocessors) {
@@ -46,7 +33,8 @@ void run(Stream& stream, const char* op, const SmallLinearParams& params) {
   const std::int64_t chunks = kernels::small_linear_chunks(params.rows, params.experts, kRows);
   const dim3 grid(static_cast<unsigned>(kernels::small_linear_blocks(params.outputs, params.split)),
                   static_cast<unsigned>(std::min(chunks, kMaxGridY)));
-  launch(stream, op, kernels::small_linear_kernel<kKind, Y, kRows>, {grid, dim3(kernels::kSmallLinearThreads)}, params);
+  launch(stream, op, kernels::small_linear_kernel<kKind, Y, kRows>,
+         {grid, dim3(kernels::kSmallLinearThreads), kernels::small_linear_slots() * sizeof(uint4)}, params);
 }
 
 template <WeightKind kKind, class Y>
@@ -78,34 +66,49 @@ void run_kind(Stream& stream, const char* op, WeightKind kind, const SmallLinear
 
 }  // namespace
 
-void plain_linear(Stream& stream, const char* op, const LinearParams& params, const std::int32_t* offsets,
-                  int multiprocessors) {
+WeightKind weight_kind(const LinearWeight& weight) {
+  switch (weight.format) {
+    case WeightFormat::kFp8Channel:
+      return WeightKind::kFp8Channel;
+    case WeightFormat::kFp8Block:
+      return WeightKind::kFp8Block;
+    case WeightFormat::kDense:
+      break;
+  }
+  return weight.dtype == DType::kF32 ? WeightKind::kFloat : WeightKind::kBf16;
+}
+
+SmallLinearParams small_linear_params(const LinearParams& params, const std::int32_t* offsets, int multiprocessors) {
   const CudaWeight& weight = weight_of(params.weight);
   const Matrix& x = params.x.values;
   const std::size_t weight_row = static_cast<std::size_t>(weight.inputs) * size_of(weight.dtype);
   const bool vectors = rows_at_vectors(x) && at_vector(weight.values()) && weight_row % 16 == 0;
-  const SmallLinearParams kernel_params{
-      .x = x.data,
-      .x_stride = x.stride,
-      .x_scales = params.x.scales,
-      .x_scale_stride = params.x.scale_stride,
-      .weights = weight.values(),
-      .weight_scales = weight.scales(),
-      .bias = params.bias,
-      .residual = params.residual.data,
-      .residual_stride = params.residual.stride,
-      .y = params.y.data,
-      .y_stride = params.y.stride,
-      .rows = params.rows.capacity,
-      .outputs = weight.outputs,
-      .inputs = weight.inputs,
-      .count = params.rows.count,
-      .offsets = offsets,
-      .experts = static_cast<int>(weight.experts),
-      .negative_slope = params.activation == Activation::kLeakyRelu ? params.negative_slope : 1.0f,
-      .split = split_of(weight, multiprocessors),
-      .vectors = vectors ? 1 : 0};
-  const WeightKind kind = kind_of(weight);
+  return {.x = x.data,
+          .x_stride = x.stride,
+          .x_scales = params.x.scales,
+          .x_scale_stride = params.x.scale_stride,
+          .weights = weight.values(),
+          .weight_scales = weight.scales(),
+          .bias = params.bias,
+          .residual = params.residual.data,
+          .residual_stride = params.residual.stride,
+          .y = params.y.data,
+          .y_stride = params.y.stride,
+          .rows = params.rows.capacity,
+          .outputs = weight.outputs,
+          .inputs = weight.inputs,
+          .count = params.rows.count,
+          .offsets = offsets,
+          .experts = static_cast<int>(weight.experts),
+          .negative_slope = params.activation == Activation::kLeakyRelu ? params.negative_slope : 1.0f,
+          .split = split_of(weight, multiprocessors),
+          .vectors = vectors ? 1 : 0};
+}
+
+void plain_linear(Stream& stream, const char* op, const LinearParams& params, const std::int32_t* offsets,
+                  int multiprocessors) {
+  const SmallLinearParams kernel_params = small_linear_params(params, offsets, multiprocessors);
+  const WeightKind kind = weight_kind(*params.weight);
   if (params.y.dtype == DType::kF32) {
     run_kind<float>(stream, op, kind, kernel_params);
   } else {

@@ -133,7 +133,9 @@ class SwigluProblem {
         value.high = std::max(value.high, s * u);
       }
     }
-    const double arithmetic = std::ldexp(std::max(std::abs(value.low), std::abs(value.high)), -21);
+    // Fused with a dense product, the exponential is the hardware's.
+    const int bits = per_row() ? 15 : 21;
+    const double arithmetic = std::ldexp(std::max(std::abs(value.low), std::abs(value.high)), -bits);
     value = {value.low - arithmetic, value.high + arithmetic};
     // linear_swiglu() may round before it quantises.
     if (!per_row() || sizes_.gate_up == DType::kF32) return value;

@@ -32,7 +32,7 @@ bool takes_epilogue(GemmTypes types, const LinearParams& p) {
 }
 
 bool takes_addresses(const LinearParams& p) {
-  return rows_at_vectors(p.x.values) && rows_at_vectors(p.y) &&
+  return at_vector(p.bias) && rows_at_vectors(p.x.values) && rows_at_vectors(p.y) &&
          (p.residual.data == nullptr || rows_at_vectors(p.residual)) && at_vector(weight_of(p.weight).values());
 }
 
@@ -42,6 +42,17 @@ GemmShape shape_of(const LinearParams& p, int multiprocessors) {
           .outputs = p.weight->outputs,
           .inputs = p.weight->inputs,
           .multiprocessors = multiprocessors};
+}
+
+std::string name_of(const GemmConfig& c) {
+  const char* types = c.types == GemmTypes::kFp8ToBf16    ? "fp8_bf16"
+                      : c.types == GemmTypes::kBf16ToBf16 ? "bf16_bf16"
+                                                          : "bf16_f32";
+  return concat(types, " ", c.tile_rows, "x", c.tile_outputs, "x", c.tile_bytes / input_bytes(c.types), " cluster ",
+                c.cluster,
+                c.schedule == GemmSchedule::kPingpong      ? " pingpong"
+                : c.schedule == GemmSchedule::kCooperative ? " cooperative"
+                                                           : " direct");
 }
 
 }  // namespace
@@ -59,14 +70,26 @@ int choose_gemm(const LinearParams& params, int multiprocessors) {
   return select_gemm(shape_of(params, multiprocessors));
 }
 
-std::string gemm_name(int config) {
-  if (config == kPlainGemm) return "plain";
-  const GemmConfig& c = kGemmConfigs[config];
-  const char* types = c.types == GemmTypes::kFp8ToBf16    ? "fp8_bf16"
-                      : c.types == GemmTypes::kBf16ToBf16 ? "bf16_bf16"
-                                                          : "bf16_f32";
-  return concat(types, " ", c.tile_rows, "x", c.tile_outputs, "x", c.tile_bytes / input_bytes(c.types), " cluster ",
-                c.cluster, c.schedule == GemmSchedule::kPingpong ? " pingpong" : " cooperative");
+bool swiglu_gemm_takes(const LinearSwigluParams& p) {
+  const LinearWeight& weight = *p.weight;
+  constexpr std::int64_t kLargest = std::numeric_limits<int>::max();
+  return weight.format == WeightFormat::kFp8Channel && p.gate_up.dtype == DType::kBF16 &&
+         p.width % kDirectMultiple == 0 && weight.inputs % kInstructionMultiple == 0 && p.rows.capacity > 0 &&
+         p.rows.capacity <= kLargest && weight.outputs <= kLargest && weight.inputs <= kLargest &&
+         rows_at_vectors(p.x.values) && rows_at_vectors(p.gate_up) && (p.y.data == nullptr || rows_at_vectors(p.y)) &&
+         at_vector(p.bias) && at_vector(weight_of(p.weight).values()) && at_vector(weight_of(p.weight).scales());
 }
+
+int choose_swiglu_gemm(const LinearSwigluParams& params, int multiprocessors) {
+  return select_swiglu_gemm({.types = GemmTypes::kFp8ToBf16,
+                             .rows = params.rows.capacity,
+                             .outputs = params.weight->outputs,
+                             .inputs = params.weight->inputs,
+                             .multiprocessors = multiprocessors});
+}
+
+std::string gemm_name(int config) { return config == kPlainGemm ? "plain" : name_of(kGemmConfigs[config]); }
+
+std::string swiglu_gemm_name(int config) { return name_of(kSwigluConfigs[config]) + " swiglu"; }
 
 }  // namespace onerec::cuda

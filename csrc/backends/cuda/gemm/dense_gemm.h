@@ -5,12 +5,13 @@
 
 #include "ops/device.h"
 #include "ops/linear.h"
+#include "ops/linear_swiglu.h"
 
 namespace onerec::cuda {
 
 // Whether dense_gemm takes `params`: FP8 to BF16 (no activation), BF16 to BF16 (anything), BF16 to FP32 (no
-// activation, no residual); N and K are multiples of 16; x, W, y and the residual lie at multiples of 16 bytes, rows
-// too.
+// activation, no residual); N and K are multiples of 16; x, W, y, the residual and the bias lie at multiples of 16
+// bytes, rows too.
 bool dense_gemm_takes(const LinearParams& params);
 
 // Which kernel dense_gemm is best run with, as an index of kGemmConfigs, or kPlainGemm: plain_linear() is faster.
@@ -20,8 +21,21 @@ int choose_gemm(const LinearParams& params, int multiprocessors);
 // written. Needs no workspace.
 void dense_gemm(Stream& stream, const LinearParams& params, int config, int multiprocessors);
 
+// Whether swiglu_gemm takes `params`: FP8 codes with scales of rows and outputs, the width a multiple of 32, the result
+// BF16; what is read and written lies at multiples of 16 bytes, rows too.
+bool swiglu_gemm_takes(const LinearSwigluParams& params);
+
+// Which kernel swiglu_gemm is best run with, as an index of kSwigluConfigs.
+int choose_swiglu_gemm(const LinearSwigluParams& params, int multiprocessors);
+
+// silu(gate) * up, rounded to BF16, into `hidden`: [rows, width], the params' y or part of their gate_up. Writes
+// nothing else.
+void swiglu_gemm(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, int config,
+                 int multiprocessors);
+
 // For profiling: the configuration as text, such as "fp8_bf16 128x256x128 cluster 2 cooperative".
 std::string gemm_name(int config);
+std::string swiglu_gemm_name(int config);
 
 // For profiling: linear() with kernel `config` (kPlainGemm: plain_linear) instead of the chosen one.
 void linear_with(Stream& stream, const LinearParams& params, int config, int multiprocessors);

@@ -52,7 +52,7 @@ DenseGemmCall call_of(Stream& stream, const Operand& x, const LinearWeight* line
 }
 
 void run_direct(Stream& stream, const DenseGemmCall& call, DirectRunner runner, const char* op) {
-  require(runner != nullptr, "[", op, "] got a kernel that was not built, want one of gemm_configs.h. Report it.");
+  ensure(runner != nullptr, "[", op, "] got a kernel of gemm_configs.h that is not built");
   runner(stream, call);
 }
 
@@ -60,8 +60,10 @@ void run_direct(Stream& stream, const DenseGemmCall& call, DirectRunner runner, 
 
 void dense_gemm(Stream& stream, const LinearParams& params, int config, int multiprocessors) {
   const GemmConfig& chosen = kGemmConfigs[config];
-  require(takes_outputs(chosen, params.weight->outputs), "[linear] got kernel ", gemm_name(config), " for ",
-          params.weight->outputs, " outputs, want a multiple of ", kDirectMultiple, ". Let gemm_select.h choose.");
+  if (!takes_outputs(chosen, params.weight->outputs)) {
+    throw ArgumentError(concat("[linear] got kernel ", gemm_name(config), " for ", params.weight->outputs,
+                               " outputs, want a multiple of ", kDirectMultiple, ". Let gemm_select.h choose."));
+  }
   DenseGemmCall call = call_of(stream, params.x, params.weight, params.bias, params.y, params.rows, multiprocessors);
   call.residual = params.residual.data;
   call.residual_stride = params.residual.stride;

@@ -14,6 +14,7 @@ enum class GemmTypes : std::uint8_t {
 enum class GemmSchedule : std::uint8_t {
   kPingpong,     // two groups of warps work on a tile each: one multiplies while the other stores
   kCooperative,  // two groups of warps share a tile: larger tiles, less traffic
+  kDirect,       // the same, but one stores its half while the other still multiplies: direct_kernel.cuh, FP8 alone
 };
 
 struct GemmConfig {
@@ -25,7 +26,8 @@ struct GemmConfig {
   GemmSchedule schedule;
 };
 
-// A configuration's index is its name towards dense_gemm(). dense_instances_<i>.cu build them.
+// A configuration's index is its name towards dense_gemm(). dense_instances_<i>.cu build them, those of kDirect
+// direct_fp8.cu.
 inline constexpr GemmConfig kGemmConfigs[] = {
     {GemmTypes::kFp8ToBf16, 64, 16, 256, 1, GemmSchedule::kPingpong},
     {GemmTypes::kFp8ToBf16, 64, 32, 256, 1, GemmSchedule::kPingpong},
@@ -47,8 +49,28 @@ inline constexpr GemmConfig kGemmConfigs[] = {
     {GemmTypes::kBf16ToF32, 64, 128, 128, 1, GemmSchedule::kPingpong},
     {GemmTypes::kBf16ToF32, 128, 128, 128, 2, GemmSchedule::kPingpong},
     {GemmTypes::kBf16ToF32, 128, 256, 128, 2, GemmSchedule::kCooperative},
+    {GemmTypes::kFp8ToBf16, 128, 256, 128, 2, GemmSchedule::kDirect},
+    {GemmTypes::kFp8ToBf16, 128, 256, 128, 4, GemmSchedule::kDirect},
+    {GemmTypes::kFp8ToBf16, 128, 192, 128, 2, GemmSchedule::kDirect},
+    {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kDirect},
+    {GemmTypes::kFp8ToBf16, 128, 128, 128, 4, GemmSchedule::kDirect},
 };
 inline constexpr int kGemmConfigCount = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
+
+// Products with SwiGLU; tile_outputs counts gates and ups. direct_swiglu_fp8.cu builds them. An index is the name
+// towards swiglu_gemm().
+inline constexpr GemmConfig kSwigluConfigs[] = {
+    {GemmTypes::kFp8ToBf16, 128, 256, 128, 2, GemmSchedule::kDirect},
+    {GemmTypes::kFp8ToBf16, 128, 256, 128, 4, GemmSchedule::kDirect},
+    {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kDirect},
+};
+inline constexpr int kSwigluConfigCount = sizeof(kSwigluConfigs) / sizeof(kSwigluConfigs[0]);
+
+// The direct kernel makes whole groups of 32 columns of the result.
+inline constexpr std::int64_t kDirectMultiple = 32;
+constexpr bool takes_outputs(const GemmConfig& config, std::int64_t outputs) {
+  return config.schedule != GemmSchedule::kDirect || outputs % kDirectMultiple == 0;
+}
 
 constexpr int input_bytes(GemmTypes types) { return types == GemmTypes::kFp8ToBf16 ? 1 : 2; }
 constexpr int output_bytes(GemmTypes types) { return types == GemmTypes::kBf16ToF32 ? 4 : 2; }

@@ -1,6 +1,7 @@
 #include "backends/cuda/gemm/gemm_select.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "backends/cuda/gemm/measured_gemms.h"
 
@@ -62,8 +63,8 @@ double tensor_microseconds(const GemmShape& s, const GemmConfig& c) {
   const double tile_bytes = (rows + outputs / c.cluster) * k_bytes;
   const double load = tile_bytes / kLoadBytesPerClock;
   const double store = rows * outputs / kStoredPerClock;
-  // Pingpong hides all stores but the last one.
-  const bool hidden = c.schedule == GemmSchedule::kPingpong;
+  // All but the last tile's stores are hidden; the cooperative schedule hides none.
+  const bool hidden = c.schedule != GemmSchedule::kCooperative;
   const double clocks =
       waves * (std::max(multiply, load) + kTileClocks + (hidden ? 0.0 : store)) + (hidden ? store : 0.0);
   const double l2 = static_cast<double>(clusters * c.cluster) * tile_bytes / kL2BytesPerMicrosecond;
@@ -90,7 +91,7 @@ int model_gemm(const GemmShape& shape) {
   int best = kPlainGemm;
   double best_time = gemm_microseconds(shape, kPlainGemm);
   for (int config = 0; config < kGemmConfigCount; ++config) {
-    if (kGemmConfigs[config].types != shape.types) continue;
+    if (kGemmConfigs[config].types != shape.types || !takes_outputs(kGemmConfigs[config], shape.outputs)) continue;
     const double time = gemm_microseconds(shape, config);
     if (time < best_time) {
       best = config;
@@ -98,6 +99,14 @@ int model_gemm(const GemmShape& shape) {
     }
   }
   return best;
+}
+
+int select_swiglu_gemm(const GemmShape& shape) {
+  const auto faster = [&](const GemmConfig& a, const GemmConfig& b) {
+    return tensor_microseconds(shape, a) < tensor_microseconds(shape, b);
+  };
+  return static_cast<int>(std::min_element(std::begin(kSwigluConfigs), std::end(kSwigluConfigs), faster) -
+                          std::begin(kSwigluConfigs));
 }
 
 }  // namespace onerec::cuda

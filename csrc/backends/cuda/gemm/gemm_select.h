@@ -24,6 +24,9 @@ int select_gemm(const GemmShape& shape);
 // The kernel of least gemm_microseconds().
 int model_gemm(const GemmShape& shape);
 
+// Of kSwigluConfigs, for a weight of `outputs` gates and ups: the kernel of least time by the same model.
+int select_swiglu_gemm(const GemmShape& shape);
+
 // The time that the model expects of a configuration (of the shape's types) or of kPlainGemm.
 double gemm_microseconds(const GemmShape& shape, int config);
 

@@ -28,10 +28,10 @@ kernels::GroupedParams grouped_params(const char* op, const Params& p) {
                                     .matrices = weight.experts,
                                     .row_stride = weight.inputs,
                                     .matrix_stride = weight.outputs * weight.inputs},
-                                   {.columns = Tile::kDepth, .rows = Tile::kBoxRows});
+                                   {.columns = Tile::kDepth, .rows = Tile::kWeightBoxRows});
   params.tokens = make_tensor_map(
       op, {.data = x.data, .dtype = kDType, .columns = x.cols, .rows = p.rows_capacity, .row_stride = x.stride},
-      {.columns = Tile::kDepth, .rows = Tile::kTokens});
+      {.columns = Tile::kDepth, .rows = Tile::kTokenBoxRows});
   params.weight_scales = weight.scales();
   params.token_scales = p.x.scales;
   params.token_scale_stride = p.x.scale_stride;
@@ -48,8 +48,9 @@ void launch_grouped(Stream& stream, const char* op, const kernels::GroupedParams
                     int multiprocessors) {
   using Tile = typename Multiplier::Tile;
   const std::int64_t tiles = rows_capacity / Tile::kTokens * ((params.columns + Tile::kColumns - 1) / Tile::kColumns);
-  launch(stream, op, kernels::grouped_kernel<Multiplier>,
-         {.grid = dim3(static_cast<unsigned>(std::min<std::int64_t>(tiles, multiprocessors))),
+  const std::int64_t clusters = std::min<std::int64_t>(tiles, std::max(1, multiprocessors / Tile::kBlocks));
+  launch(stream, op, kernels::grouped_kernel_of<Multiplier>(),
+         {.grid = dim3(static_cast<unsigned>(clusters * Tile::kBlocks)),
           .block = dim3(Tile::kThreads),
           .shared_bytes = Tile::kSharedBytes},
          params);

@@ -19,8 +19,8 @@ enum class GroupedResult {
 };
 
 struct GroupedParams {
-  CUtensorMap weights;         // [experts, outputs, inputs], boxes of 128 bytes x kBoxRows x 1
-  CUtensorMap tokens;          // [rows, inputs], boxes of 128 bytes x kTokens
+  CUtensorMap weights;         // [experts, outputs, inputs], boxes of 128 bytes x kWeightBoxRows x 1
+  CUtensorMap tokens;          // [rows, inputs], boxes of 128 bytes x kTokenBoxRows
   const float* weight_scales;  // [experts, outputs] or [experts, blocks of outputs, blocks of inputs] or null
   const float* token_scales;   // of row r (and block b): token_scales[b * token_scale_stride + r], or null
   std::int64_t token_scale_stride;
@@ -52,11 +52,15 @@ struct GroupedShape {
   // Half of the tile's weights are gates, the other half the ups of the same columns.
   static constexpr bool kSwiglu = kResult_ == GroupedResult::kSwigluCodes;
   static constexpr int kColumns = kSwiglu ? kOutputs / 2 : kOutputs;  // of the result
-  static constexpr int kBoxRows = kColumns;
+  static constexpr int kBlocks = 1;                                   // of a cluster
+  static constexpr int kWeightBoxRows = kColumns;
+  static constexpr int kTokenBoxRows = kTokens;
 
   static constexpr int kWarpgroups = 2;  // that multiply
   static constexpr int kMultipliers = kWarpgroups * kWarpgroupThreads;
   static constexpr int kThreads = kMultipliers + kWarpgroupThreads;
+  static constexpr int kMultiplierRegisters = 240;
+  static constexpr int kBringerRegisters = 24;
   static constexpr int kDepth = kTileRowBytes / (kCodes ? 1 : 2);  // elements of K in a step
 
   // Shared memory: the ring, results, scales, barriers.
@@ -134,7 +138,7 @@ __device__ __forceinline__ void bring_tiles(const GroupedParams& p, const Groupe
       arrive_expecting(full, Tile::kStepBytes + Tile::kScaleBytes);
       copy_box(&p.weights, full, weights, k * Tile::kDepth, tile.first_output(), tile.expert());
       if constexpr (Tile::kSwiglu) {
-        copy_box(&p.weights, full, weights + Tile::kBoxRows * kTileRowBytes, k * Tile::kDepth,
+        copy_box(&p.weights, full, weights + Tile::kWeightBoxRows * kTileRowBytes, k * Tile::kDepth,
                  p.columns + tile.first_output(), tile.expert());
       }
       copy_box(&p.tokens, full, shared.tokens(place.step), k * Tile::kDepth, tile.first_token());

@@ -19,6 +19,7 @@ struct GroupedConfig {
   int outputs;
   int tokens;
   GroupedLayout layout = GroupedLayout::kWeightRows;
+  int blocks = 1;  // of a cluster, which share what they load
 };
 
 std::span<const GroupedConfig> grouped_configs();
@@ -38,13 +39,13 @@ bool grouped_swiglu_config_fits(const GroupedConfig& config, const GroupedSwiglu
 // Instead of an index of grouped_configs(): plain_linear().
 inline constexpr int kPlainGrouped = -1;
 
-// Index of the config with the most tokens that fits, or kPlainGrouped.
+// Index of the config with the most tokens that fits and suits the number of rows, or kPlainGrouped.
 int choose_grouped_config(const GroupedLinearParams& params);
 
 // Instead of an index of grouped_swiglu_configs(): a product and SwiGLU on their own.
 inline constexpr int kUnfusedSwiglu = -1;
 
-// Index of the config with the most tokens that fits, or kUnfusedSwiglu.
+// Index of the config with the most tokens that fits and suits the number of rows, or kUnfusedSwiglu.
 int choose_grouped_swiglu_config(const GroupedSwigluParams& params);
 
 }  // namespace onerec::cuda

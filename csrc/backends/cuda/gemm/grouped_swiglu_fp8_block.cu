@@ -9,12 +9,19 @@ template <int kTokens>
 using WeightRows =
     kernels::WeightRowsMultiplier<kernels::WeightRowsTile<kernels::GroupedFormat::kFp8Block, kTokens, 2, kCodes>>;
 
+template <int kBlocks>
+GroupedSwigluRunner find_token_rows(const GroupedConfig& config) {
+  using Tile = kernels::TokenRowsTile<kCodes, kBlocks>;
+  const bool same = config.tokens == Tile::kTokens && config.blocks == kBlocks;
+  return same ? &run_grouped_swiglu<kernels::TokenRowsMultiplier<Tile>> : nullptr;
+}
+
 }  // namespace
 
 GroupedSwigluRunner grouped_swiglu_fp8_block(const GroupedConfig& config) {
   if (config.layout == GroupedLayout::kTokenRows) {
-    using Tile = kernels::TokenRowsTile<kCodes>;
-    return config.tokens == Tile::kTokens ? &run_grouped_swiglu<kernels::TokenRowsMultiplier<Tile>> : nullptr;
+    const GroupedSwigluRunner pairs = find_token_rows<2>(config);
+    return pairs != nullptr ? pairs : find_token_rows<1>(config);
   }
   switch (config.tokens) {
     case 16:

@@ -7,14 +7,21 @@
 // then have the other's products while it stores its tile.
 #pragma once
 
-#include "backends/cuda/gemm/grouped_ring.cuh"
+#include "backends/cuda/gemm/grouped_pair.cuh"
 #include "backends/cuda/gemm/grouped_swiglu.cuh"
 
 namespace onerec::cuda::kernels {
 
-template <GroupedResult kResult>
+// kBlocks_: of a cluster, 1 or 2.
+template <GroupedResult kResult, int kBlocks_>
 struct TokenRowsTile : GroupedShape<GroupedFormat::kFp8Block, 128, 256, kResult, 0> {
   using Shape = GroupedShape<GroupedFormat::kFp8Block, 128, 256, kResult, 0>;
+  static constexpr int kBlocks = kBlocks_;
+  static constexpr int kMultiplierRegisters = 232;
+  static constexpr int kBringerRegisters = 40;
+  // Blocks of a pair bring one half each.
+  static constexpr int kWeightBoxRows = kBlocks == 1 ? Shape::kWeightBoxRows : Shape::kOutputs / kPairBlocks;
+  static constexpr int kTokenBoxRows = kBlocks == 1 ? Shape::kTokenBoxRows : Shape::kTokens / kPairBlocks;
   static constexpr int kWaves = 2;
   static constexpr int kWaveOutputs = Shape::kOutputs / kWaves;
   static constexpr int kGroupTokens = Shape::kTokens / Shape::kWarpgroups;
@@ -37,14 +44,23 @@ class TokenRowsMultiplier {
         shared_(shared),
         group_(__shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0)),
         lane_(static_cast<int>(threadIdx.x) % kLanes),
-        row_(static_cast<int>(threadIdx.x) / kLanes * 16 + lane_ / 4) {}
+        row_(static_cast<int>(threadIdx.x) / kLanes * 16 + lane_ / 4) {
+    if constexpr (kPaired) empty_ = address_in_block(shared.empty, static_cast<std::uint32_t>(lane_ % kPairBlocks));
+  }
 
   __device__ __forceinline__ void run() {
-    auto tile = tiles_of_block<Tile>(p_);
+    auto tile = walk();
     if (!tile.valid()) return;
     if (group_ == 1) sync_threads(kLeadBarrier, Tile::kMultipliers);
     int lead = group_ == 0 ? (Tile::kLead < p_.depth_steps ? Tile::kLead : p_.depth_steps) : 0;
     for (; tile.valid(); tile.next()) {
+      if constexpr (kPaired) {
+        if (!tile.live()) {
+          skip(lead);
+          lead = 0;
+          continue;
+        }
+      }
       const int first_column = tile.first_output();
       const int waves = Tile::kSwiglu || first_column + Tile::kWaveOutputs < p_.columns ? 2 : 1;
       add_up(tile.expert(), first_column, waves, lead);
@@ -62,8 +78,39 @@ class TokenRowsMultiplier {
  private:
   static constexpr int kLanes = 32;
   static constexpr int kLeadBarrier = 1;
+  static constexpr bool kPaired = Tile::kBlocks == kPairBlocks;
+
+  __device__ __forceinline__ auto walk() const {
+    if constexpr (kPaired) {
+      return tiles_of_pair<Tile>(p_);
+    } else {
+      return tiles_of_block<Tile>(p_);
+    }
+  }
+
+  __device__ __forceinline__ void release() {
+    if constexpr (kPaired) {
+      release_step_of_pair(empty_, place_.step);
+    } else {
+      release_step(shared_, place_.step);
+    }
+  }
 
   // After the `lead`th step the other warpgroup may begin; 0: it has.
+  __device__ __forceinline__ void finish_step(int k, int lead) {
+    place_.advance();
+    if (k + 1 == lead) pass_threads(kLeadBarrier, Tile::kMultipliers);
+  }
+
+  // The other block of the pair has a tile, this one has none.
+  __device__ __forceinline__ void skip(int lead) {
+    for (int k = 0; k < p_.depth_steps; ++k) {
+      wait_barrier(shared_.full + place_.step, place_.parity);
+      release();
+      finish_step(k, lead);
+    }
+  }
+
   __device__ __forceinline__ void add_up(int expert, int first_column, int waves, int lead) {
 #pragma unroll
     for (int wave = 0; wave < Tile::kWaves; ++wave) {
@@ -82,15 +129,13 @@ class TokenRowsMultiplier {
       const float* const token_scales = shared_.token_scales(place_.step) + row_;
       const float upper = token_scales[0];
       const float lower = token_scales[8];
-      add_wave(0, upper * first_scale, lower * first_scale);
-      if (waves == 2) add_wave(1, upper * second_scale, lower * second_scale);
-      release_step(shared_, place_.step);
-      place_.advance();
-      if (k + 1 == lead) pass_threads(kLeadBarrier, Tile::kMultipliers);
+      add_wave(0, waves == 1, upper * first_scale, lower * first_scale);
+      if (waves == 2) add_wave(1, true, upper * second_scale, lower * second_scale);
+      finish_step(k, lead);
     }
   }
 
-  __device__ __forceinline__ void add_wave(int wave, float upper, float lower) {
+  __device__ __forceinline__ void add_wave(int wave, bool last, float upper, float lower) {
     const unsigned char* const tokens = shared_.tokens(place_.step) + group_ * Tile::kGroupTokens * kTileRowBytes;
     const unsigned char* const weights = shared_.weights(place_.step) + wave * Tile::kWaveOutputs * kTileRowBytes;
     float part[Tile::kSums];
@@ -101,6 +146,7 @@ class TokenRowsMultiplier {
     pin_registers(part);
     wait_mma<0>();
     pin_registers(part);
+    if (last) release();
     float(&sums)[Tile::kSums] = sums_[wave];
 #pragma unroll
     for (int i = 0; i < Tile::kSums; i += 4) {
@@ -192,7 +238,8 @@ class TokenRowsMultiplier {
   const GroupedShared<Tile>& shared_;
   const int group_;
   const int lane_;
-  const int row_;  // of the tile's tokens; the thread's other one is 8 behind it
+  const int row_;            // of the tile's tokens; the thread's other one is 8 behind it
+  std::uint32_t empty_ = 0;  // see release_step_of_pair()
   RingPlace<Tile::kSteps> place_;
   float sums_[Tile::kWaves][Tile::kSums];
 };

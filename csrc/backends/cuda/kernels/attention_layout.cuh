@@ -11,8 +11,12 @@ inline constexpr int kWarpgroup = 128;
 inline constexpr int kWarpgroupRows = 64;
 inline constexpr int kFlashWarpgroups = 2;
 
-// Tokens of a context tile.
-inline constexpr int kFlashTokens = 128;
+// Tokens of a context tile: a multiple of 16, at most 256. Keys that are the values as well leave room for more.
+inline constexpr int kUsualTileTokens = 128;
+inline constexpr int kSharedTileTokens = 128;  // of keys that are the values, in heads of 128
+constexpr int tokens_of_tile(int head_dim, bool shared_context) {
+  return shared_context && head_dim == 128 ? kSharedTileTokens : kUsualTileTokens;
+}
 
 // --- shared memory ---
 
@@ -121,6 +125,7 @@ struct AttentionSchedule {
   int splits = 1;
   int row_tiles = 0;  // of a request
   int tile_rows = 0;  // rows of a request in a tile: those of all warpgroups
+  int tile_tokens = 0;
   int items = 0;
 };
 
@@ -149,8 +154,9 @@ constexpr AttentionItem item_at(const AttentionSchedule& schedule, int index, co
   const int tokens = context_offsets[request + 1] - tokens_begin;
   const int rows_begin = row_offsets[request];
   const int rows = row_offsets[request + 1] - rows_begin - row_tile * schedule.tile_rows;
-  const TileRange tiles = split_tiles((tokens + kFlashTokens - 1) / kFlashTokens, schedule.splits, split);
-  const int last = (tiles.end - 1) * kFlashTokens;
+  const TileRange tiles =
+      split_tiles((tokens + schedule.tile_tokens - 1) / schedule.tile_tokens, schedule.splits, split);
+  const int last = (tiles.end - 1) * schedule.tile_tokens;
 
   AttentionItem item;
   item.first_row = rows_begin + row_tile * schedule.tile_rows;
@@ -159,7 +165,7 @@ constexpr AttentionItem item_at(const AttentionSchedule& schedule, int index, co
   item.split = split;
   item.tiles = tiles.end - tiles.begin;
   item.last_token = tokens_begin + last;
-  item.last_tokens = tokens - last < kFlashTokens ? tokens - last : kFlashTokens;
+  item.last_tokens = tokens - last < schedule.tile_tokens ? tokens - last : schedule.tile_tokens;
   return item;
 }
 

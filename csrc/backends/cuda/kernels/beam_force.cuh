@@ -23,8 +23,7 @@ struct ForceParams {
 };
 
 static __global__ void __launch_bounds__(kRowThreads, 2) force_kernel(ForceParams p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   __shared__ float2 scratch[kWarp];
   __shared__ std::int32_t request;
   const std::int64_t row = blockIdx.x;

@@ -63,50 +63,100 @@ struct SelectRequest {
   }
 };
 
-// All blocks of a request.
+// All blocks of a request. The first ones of a thread stay in its registers.
 struct BlockSet {
+  static constexpr int kLoads = 8;
+
   const SelectRequest& request;
+  std::uint32_t count;
+  std::uint32_t held[kLoads];
+
+  __device__ __forceinline__ explicit BlockSet(const SelectRequest& of)
+      : request(of), count(static_cast<std::uint32_t>(of.rows) * static_cast<std::uint32_t>(of.layout.blocks())) {
+    load(0, held);
+  }
 
   template <class Visit>
   __device__ __forceinline__ void for_each(Visit visit) const {
-    constexpr int kLoads = 8;
-    const auto count = static_cast<std::uint32_t>(request.rows) * static_cast<std::uint32_t>(request.layout.blocks());
-    for (std::uint32_t base = 0; base < count; base += blockDim.x * kLoads) {
+    visit_batch(0, held, visit);
+    for (std::uint32_t base = blockDim.x * kLoads; base < count; base += blockDim.x * kLoads) {
       std::uint32_t keys[kLoads];
-#pragma unroll
-      for (int k = 0; k < kLoads; ++k) {
-        const std::uint32_t i = base + k * blockDim.x + threadIdx.x;
-        keys[k] = i < count ? request.block_keys[i] : 0;
-      }
-#pragma unroll
-      for (int k = 0; k < kLoads; ++k) {
-        visit(keys[k] == 0 ? 0 : ranked_key(keys[k], base + k * blockDim.x + threadIdx.x));
-      }
+      load(base, keys);
+      visit_batch(base, keys, visit);
     }
+  }
+
+ private:
+  __device__ __forceinline__ void load(std::uint32_t base, std::uint32_t (&keys)[kLoads]) const {
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      const std::uint32_t i = base + k * blockDim.x + threadIdx.x;
+      keys[k] = i < count ? request.block_keys[i] : 0;
+    }
+  }
+
+  template <class Visit>
+  static __device__ __forceinline__ void visit_batch(std::uint32_t base, const std::uint32_t (&keys)[kLoads],
+                                                     Visit& visit) {
+    std::uint64_t ranked[kLoads];
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      ranked[k] = keys[k] == 0 ? 0 : ranked_key(keys[k], base + k * blockDim.x + threadIdx.x);
+    }
+    visit(ranked);
   }
 };
 
-// The groups of the blocks in a list.
+// The groups of the blocks in a list. The first ones of a thread stay in its registers.
 struct GroupSet {
+  static constexpr int kLoads = 3;
+  static constexpr std::uint32_t kVectors = kSlotsPerBlock / 4;  // of a block
+
   const SelectRequest& request;
   const std::uint64_t* blocks;  // [count] keys
   std::uint32_t count;
+  uint4 held[kLoads];
+
+  __device__ __forceinline__ GroupSet(const SelectRequest& of, const std::uint64_t* list, std::uint32_t blocks_in_list)
+      : request(of), blocks(list), count(blocks_in_list) {
+    load(0, held);
+  }
 
   template <class Visit>
   __device__ __forceinline__ void for_each(Visit visit) const {
-    constexpr std::uint32_t kVectors = kSlotsPerBlock / 4;
-    for (std::uint32_t base = 0; base < count * kVectors; base += blockDim.x) {
-      const std::uint32_t i = base + threadIdx.x;
-      uint4 keys = make_uint4(0, 0, 0, 0);
-      std::uint32_t slot = 0;
-      if (i < count * kVectors) {
-        slot = place_part(blocks[i / kVectors]) * kSlotsPerBlock + i % kVectors * 4;
-        keys = load_vector(request.slot_keys + slot);
-      }
-      visit(keys.x == 0 ? 0 : ranked_key(keys.x, slot));
-      visit(keys.y == 0 ? 0 : ranked_key(keys.y, slot + 1));
-      visit(keys.z == 0 ? 0 : ranked_key(keys.z, slot + 2));
-      visit(keys.w == 0 ? 0 : ranked_key(keys.w, slot + 3));
+    visit_batch(0, held, visit);
+    for (std::uint32_t base = blockDim.x * kLoads; base < count * kVectors; base += blockDim.x * kLoads) {
+      uint4 keys[kLoads];
+      load(base, keys);
+      visit_batch(base, keys, visit);
+    }
+  }
+
+ private:
+  // The first of four slots.
+  __device__ __forceinline__ std::uint32_t slot(std::uint32_t i) const {
+    return place_part(blocks[i / kVectors]) * kSlotsPerBlock + i % kVectors * 4;
+  }
+
+  __device__ __forceinline__ void load(std::uint32_t base, uint4 (&keys)[kLoads]) const {
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      const std::uint32_t i = base + k * blockDim.x + threadIdx.x;
+      keys[k] = i < count * kVectors ? load_vector(request.slot_keys + slot(i)) : make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  template <class Visit>
+  __device__ __forceinline__ void visit_batch(std::uint32_t base, const uint4 (&keys)[kLoads], Visit& visit) const {
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      const std::uint32_t i = base + k * blockDim.x + threadIdx.x;
+      const std::uint32_t first = i < count * kVectors ? slot(i) : 0;
+      const std::uint32_t four[4] = {keys[k].x, keys[k].y, keys[k].z, keys[k].w};
+      std::uint64_t ranked[4];
+#pragma unroll
+      for (std::uint32_t j = 0; j < 4; ++j) ranked[j] = four[j] == 0 ? 0 : ranked_key(four[j], first + j);
+      visit(ranked);
     }
   }
 };
@@ -134,43 +184,71 @@ __device__ __forceinline__ std::uint64_t decode_group(const SelectRequest& reque
 // The candidates of the groups in a list. A candidate's place is row * codebook + its code, or where the request is
 // constrained its number among the edges of the row: within a row both ascend alike.
 struct CandidateSet {
+  static constexpr int kLoads = 5;
+  static constexpr std::uint32_t kNone = ~0u;
+
   const SelectRequest& request;
   const std::uint64_t* groups;  // [count], see decode_group()
   std::uint32_t count;
   int lanes_log2;  // consecutive lanes share a group; at least as many as its candidates
 
-  __device__ __forceinline__ std::uint64_t key_of(std::uint32_t i) const {
-    const std::uint64_t group = groups[i >> lanes_log2];
-    const auto row = static_cast<std::uint32_t>(group >> 32);
-    const auto span = static_cast<std::uint32_t>(group);
-    const std::uint32_t in_group = i & ((1u << lanes_log2) - 1);
-    if (in_group >= (span & ((1u << kGroupCountBits) - 1))) return 0;
-    const std::uint32_t number = (span >> kGroupCountBits) + in_group;
-    const RowTerms terms = request.terms[row];
-    std::uint32_t code = number;
-    if (request.code != nullptr) {
-      const std::int32_t e = terms.first_edge + static_cast<std::int32_t>(number);
-      if (is_blocked(request.blocked, e)) return 0;
-      code = static_cast<std::uint32_t>(request.code[e]);
-    }
-    const float logit = request.logits[row * request.stride + code];
-    return ranked_key(score_key(candidate_score(terms.cumulative, logit, terms.lse)),
-                      row * static_cast<std::uint32_t>(request.layout.codebook) + number);
-  }
-
   template <class Visit>
   __device__ __forceinline__ void for_each(Visit visit) const {
-    constexpr int kLoads = 4;
     const std::uint32_t all = count << lanes_log2;
     for (std::uint32_t base = 0; base < all; base += blockDim.x * kLoads) {
       std::uint64_t keys[kLoads];
+      load(base, all, keys);
+      visit(keys);
+    }
+  }
+
+ private:
+  struct Place {
+    std::uint32_t row;
+    std::uint32_t number;  // within the row
+    bool is;
+  };
+
+  __device__ __forceinline__ Place place(std::uint32_t i, std::uint32_t all) const {
+    const std::uint64_t group = i < all ? groups[i >> lanes_log2] : 0;
+    const auto span = static_cast<std::uint32_t>(group);
+    const std::uint32_t in_group = i & ((1u << lanes_log2) - 1);
+    return {static_cast<std::uint32_t>(group >> 32), (span >> kGroupCountBits) + in_group,
+            in_group < (span & ((1u << kGroupCountBits) - 1))};
+  }
+
+  // Step by step for all keys, so that loads do not wait for each other.
+  __device__ __forceinline__ void load(std::uint32_t base, std::uint32_t all, std::uint64_t (&keys)[kLoads]) const {
+    std::uint32_t codes[kLoads];  // kNone: there is no such candidate
+    float2 terms[kLoads];
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      const Place at = place(base + k * blockDim.x + threadIdx.x, all);
+      codes[k] = at.is ? at.number : kNone;
+      terms[k] =
+          at.is ? make_float2(request.terms[at.row].cumulative, request.terms[at.row].lse) : make_float2(0.0f, 0.0f);
+    }
+    if (request.code != nullptr) {
 #pragma unroll
       for (int k = 0; k < kLoads; ++k) {
-        const std::uint32_t i = base + k * blockDim.x + threadIdx.x;
-        keys[k] = i < all ? key_of(i) : 0;
+        if (codes[k] == kNone) continue;
+        const Place at = place(base + k * blockDim.x + threadIdx.x, all);
+        const std::int32_t e = request.terms[at.row].first_edge + static_cast<std::int32_t>(at.number);
+        codes[k] = is_blocked(request.blocked, e) ? kNone : static_cast<std::uint32_t>(request.code[e]);
       }
+    }
+    float logits[kLoads];
 #pragma unroll
-      for (int k = 0; k < kLoads; ++k) visit(keys[k]);
+    for (int k = 0; k < kLoads; ++k) {
+      const Place at = place(base + k * blockDim.x + threadIdx.x, all);
+      logits[k] = codes[k] != kNone ? request.logits[at.row * request.stride + codes[k]] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      const Place at = place(base + k * blockDim.x + threadIdx.x, all);
+      const std::uint32_t number = at.row * static_cast<std::uint32_t>(request.layout.codebook) + at.number;
+      const float score = candidate_score(terms[k].x, logits[k], terms[k].y);
+      keys[k] = codes[k] == kNone ? 0 : ranked_key(score_key(score), number);
     }
   }
 };
@@ -209,8 +287,7 @@ __device__ __forceinline__ std::uint64_t score_bound(std::uint64_t bound) {
 
 // Dynamic shared memory: two lists of p.capacity keys.
 static __global__ void __launch_bounds__(kSelectThreads) select_kernel(SelectParams p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   const SelectRequest request(p, blockIdx.x);
   if (request.width <= 0) return;
   __shared__ BoundShared shared;
@@ -219,11 +296,11 @@ static __global__ void __launch_bounds__(kSelectThreads) select_kernel(SelectPar
   const auto rank = static_cast<std::uint32_t>(request.width);
   const std::uint32_t limit = min(rank + rank / 8 + 16, p.capacity);
 
-  const BlockSet blocks{request};
+  const BlockSet blocks(request);
   std::uint64_t bound = find_bound(blocks, rank, limit, shared);
   std::uint32_t count = collect(blocks, bound, first_list, p.capacity, shared);
 
-  const GroupSet groups{request, first_list, count};
+  const GroupSet groups(request, first_list, count);
   bound = score_bound(bound);
   count = collect(groups, bound, second_list, p.capacity, shared);
   if (count > min(2 * limit, p.capacity)) {

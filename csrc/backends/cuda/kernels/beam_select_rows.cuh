@@ -96,8 +96,7 @@ __device__ __forceinline__ void store_row_keys(const SelectRowsParams& p, std::i
 // Dynamic shared memory: layout.slots words.
 template <int kGroupCodes>
 __global__ void __launch_bounds__(kRowThreads, 2) select_rows_kernel(SelectRowsParams p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   __shared__ float2 scratch[kWarp];
   __shared__ std::int32_t request;
   // Loads that do not wait for each other.

@@ -40,6 +40,21 @@ __device__ __forceinline__ float warp_max(float value) {
   return value;
 }
 
+// Over the whole warp.
+__device__ __forceinline__ std::uint32_t warp_largest(std::uint32_t value) {
+#if defined(__CUDA_ARCH__)
+  return __reduce_max_sync(kAllLanes, value);
+#else
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const std::uint32_t other = __shfl_xor_sync(kAllLanes, value, step);
+    value = other > value ? other : value;
+  }
+  return value;
+#endif
+}
+
+__device__ __forceinline__ std::uint32_t warp_smallest(std::uint32_t value) { return ~warp_largest(~value); }
+
 // combine(a, b) of all threads' values, for every thread; `neutral` changes nothing. combine is associative and
 // commutative up to rounding. Every thread of the block calls it; it may be called again at once.
 template <class T, class Combine>

@@ -45,8 +45,7 @@ __device__ __forceinline__ T embedded_element(const EmbedContextArguments& p, in
 template <class T, int kN>
 __global__ void __launch_bounds__(256) embed_context_kernel(const __grid_constant__ EmbedContextArguments p) {
   static_assert(kN == 1 || kN == kVector<T>, "elements or vectors");
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   const std::int64_t live = p.count == nullptr ? p.tokens : *p.count;
   const ColumnSlots at = column_slots((p.cols + kN - 1) / kN);
   const std::int64_t first_column = at.slot * kN;

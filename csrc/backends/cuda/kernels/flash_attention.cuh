@@ -105,13 +105,18 @@ __device__ __forceinline__ void sync_warpgroup(int consumer) { sync_threads(1 + 
 
 // The two warpgroups take turns at starting products, so that one has its exponentials while the tensor cores work for
 // the other. Each takes and passes as many turns of an item as the other, or neither has any.
+template <class Config>
 class Turns {
  public:
   __device__ explicit Turns(int consumer) : consumer_(consumer) {
     if (consumer == 1) pass();
   }
-  __device__ __forceinline__ void take() const { sync_threads(kFirst + consumer_, 2 * kWarpgroup); }
-  __device__ __forceinline__ void pass() const { pass_threads(kFirst + 1 - consumer_, 2 * kWarpgroup); }
+  __device__ __forceinline__ void take() const {
+    if constexpr (Config::kTurns) sync_threads(kFirst + consumer_, 2 * kWarpgroup);
+  }
+  __device__ __forceinline__ void pass() const {
+    if constexpr (Config::kTurns) pass_threads(kFirst + 1 - consumer_, 2 * kWarpgroup);
+  }
   // Once, at the end: takes the turn that is left.
   __device__ __forceinline__ void finish() const {
     if (consumer_ == 0) take();
@@ -168,16 +173,27 @@ __device__ __forceinline__ void look_on(const FlashAttentionMemory<Config>& memo
   }
 }
 
+// The same value, which the compiler cannot tell. With the first round of a loop told apart from the others by what it
+// starts from, the assembler takes the warps of the loop for divergent, and keeps addresses in registers of threads.
+__device__ __forceinline__ int hidden(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// The items of the block, of which this warpgroup has some queries each. The last values of an item are summed together
+// with the first scores of the next one, and its sums stored behind those.
 template <class Config>
-__device__ __forceinline__ void attend(const FlashAttentionArguments& args, const AttentionItem& item,
-                                       const WarpgroupQueries& live, const FlashAttentionMemory<Config>& memory,
-                                       int slot, int first_use, bool with_turns, const Turns& turns, int consumer,
-                                       int thread) {
+__device__ __forceinline__ void attend_items(const FlashAttentionArguments& args,
+                                             const FlashAttentionMemory<Config>& memory, int consumer) {
   using Memory = FlashAttentionMemory<Config>;
   using Layouts = FlashAttentionLayouts<Config>;
   using Element = typename Layouts::Element;
   using cute::_;
   constexpr int kStages = Config::kStages;
+  constexpr int kNone = -1;
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
+  const int warpgroup_rows = args.schedule.tile_rows / Config::kConsumers;
+  const Turns<Config> turns(consumer);
 
   typename Layouts::ScoreMma score_mma;
   typename Layouts::ValueMma value_mma;
@@ -196,118 +212,136 @@ __device__ __forceinline__ void attend(const FlashAttentionArguments& args, cons
       cute::Layout<
           cute::Shape<cute::Shape<cute::_2, cute::_2, cute::_2>, cute::_1, cute::Int<Config::kTokens / 16>>>{});
 
-  const auto take_turn = [&] {
-    if (with_turns) turns.take();
+  // The first item makes numerators and sums of what is here, for nobody.
+  cute::clear(scores);
+  cute::clear(sums);
+
+  RunningSoftmax softmax;  // of the item under way
+  int use = 0;             // of the rings, by the next tile
+  int summing = kNone;     // the use whose values are being summed
+  int pending = kNone;     // the slot of the item whose last numerators, those of use - 1, are still to be summed
+
+  const auto await = [&](int ring, int at) {
+    wait_barrier(memory.filled(ring, ring_stage(at, kStages)), ring_parity(at, kStages));
   };
-  const auto pass_turn = [&] {
-    if (with_turns) turns.pass();
-  };
-  const auto await = [&](int ring, int use) {
-    wait_barrier(memory.filled(ring, ring_stage(use, kStages)), ring_parity(use, kStages));
-  };
-  const auto release_tile = [&](int ring, int use) { release(memory.emptied(ring, ring_stage(use, kStages)), thread); };
-  const auto start_scores = [&](int use) {
+  const auto release_tile = [&](int ring, int at) { release(memory.emptied(ring, ring_stage(at, kStages)), thread); };
+  const auto start_scores = [&](int slot) {
     start_product(score_mma, cute::GMMA::ScaleOut::Zero, queries(_, _, _, slot),
                   keys(_, _, _, ring_stage(use, kStages)), scores);
   };
-  const auto start_sums = [&](int use) {
+  const auto start_sums = [&] {
+    summing = pending == kNone ? kNone : use - 1;
     cute::warpgroup_fence_operand(numerators);
-    start_product(value_mma, cute::GMMA::ScaleOut::One, numerators, values(_, _, _, ring_stage(use, kStages)), sums);
+    start_product(value_mma, cute::GMMA::ScaleOut::One, numerators, values(_, _, _, ring_stage(use - 1, kStages)),
+                  sums);
   };
-
-  RunningSoftmax softmax;
-  float shrink[2];
-  const int end = first_use + item.tiles;
-  cute::clear(sums);
-
-  // The last tile of the request has tokens that are not the request's.
-  const bool has_tail = item.last_tokens < Config::kTokens;
-  await(Memory::kKeys, first_use);
-  take_turn();
-  start_scores(first_use);
-  pass_turn();
-  if (has_tail) {
-    await(Memory::kValues, first_use);
-    clear_tail<Config>(memory.ring(Memory::kValues, ring_stage(first_use, kStages)), item.last_tokens, thread);
-    publish_shared();
-    sync_warpgroup(consumer);
-  }
-  cute::warpgroup_wait<0>();
-  cute::warpgroup_fence_operand(scores);
-  if constexpr (!Config::kShared) release_tile(Memory::kKeys, first_use);
-  if (has_tail) mask_columns(scores, item.last_tokens, thread);
-  softmax.advance(scores, args.scale_log2, shrink);
-
-  // Waits for the sums up to tile use - 2, rescales them for the scores of tile use - 1, and rounds those. It stands at
-  // the head of the loop: behind the exponentials in the same block of instructions, the assembler would move the wait
-  // in front of them, and nothing would overlap.
-  const auto finish_sums = [&](int use) {
+  const auto finish_sums = [&] {
     cute::warpgroup_wait<0>();
     cute::warpgroup_fence_operand(sums);
     cute::warpgroup_fence_operand(numerators);
-    if (use > first_use + 1) release_tile(Memory::kValues, use - 2);
-    scale_rows(sums, shrink);
-    round_numerators(scores, numerators);
+    if (summing != kNone) release_tile(Memory::kValues, summing);
+    summing = kNone;
   };
-#pragma unroll 1
-  for (int use = first_use + 1; use < end; ++use) {
-    finish_sums(use);
-    await(Memory::kKeys, use);
-    if constexpr (!Config::kShared) await(Memory::kValues, use - 1);
-    take_turn();
-    start_scores(use);
-    start_sums(use - 1);
-    pass_turn();
-    cute::warpgroup_wait<1>();
-    cute::warpgroup_fence_operand(scores);
-    if constexpr (!Config::kShared) release_tile(Memory::kKeys, use);
-    softmax.advance(scores, args.scale_log2, shrink);
-  }
-  finish_sums(end);
+  // Stands behind finish_sums and a branch: in one block of instructions with the exponentials, the assembler would
+  // move the wait in front of them, and nothing would overlap.
+  const auto make_numerators = [&] {
+    if (softmax.grew) scale_rows(sums, softmax.shrink);
+    round_numerators(scores, numerators);
+    if (!Config::kShared && pending != kNone) await(Memory::kValues, use - 1);
+  };
+  const auto live_queries = [&](const AttentionItem& item) {
+    return WarpgroupQueries{item.first_row + consumer * warpgroup_rows, item.group * args.group_heads,
+                            live_rows(item, consumer, warpgroup_rows) * args.group_heads};
+  };
+  const auto store_pending = [&](const RunningSoftmax& of) {
+    const AttentionItem item = *memory.item(pending);
+    const float denominator[2] = {sum_of_four_lanes(of.sum[0]), sum_of_four_lanes(of.sum[1])};
+    if (args.schedule.splits > 1) {
+      store_split<Config::kHeadDim>(args, live_queries(item), item.split, sums, of, denominator, thread_anew(thread));
+    } else {
+      sync_warpgroup(consumer);  // all of its warps are done with the queries
+      store_output<Config::kHeadDim>(args, live_queries(item), sums, denominator, memory.queries(consumer, pending),
+                                     thread_anew(thread));
+    }
+    __syncwarp();
+    release(memory.item_emptied(pending), thread);
+    pending = kNone;
+  };
+  const auto finish_pending = [&] {
+    if (pending == kNone) return;
+    make_numerators();
+    start_sums();
+    finish_sums();
+    store_pending(softmax);
+  };
 
-  if constexpr (!Config::kShared) await(Memory::kValues, end - 1);
-  take_turn();
-  start_sums(end - 1);
-  pass_turn();
-  const float denominator[2] = {sum_of_four_lanes(softmax.sum[0]), sum_of_four_lanes(softmax.sum[1])};
-  cute::warpgroup_wait<0>();
-  cute::warpgroup_fence_operand(sums);
-  cute::warpgroup_fence_operand(numerators);
-  release_tile(Memory::kValues, end - 1);
-  if (args.schedule.splits > 1) {
-    store_split<Config::kHeadDim>(args, live, item.split, sums, softmax, denominator, thread_anew(thread));
-  } else {
-    sync_warpgroup(consumer);  // all of its warps are done with the queries
-    store_output<Config::kHeadDim>(args, live, sums, denominator, memory.queries(consumer, slot), thread_anew(thread));
-  }
-}
-
-template <class Config>
-__device__ __forceinline__ void attend_items(const FlashAttentionArguments& args,
-                                             const FlashAttentionMemory<Config>& memory, int consumer) {
-  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-  const int warpgroup_rows = args.schedule.tile_rows / Config::kConsumers;
-  const Turns turns(consumer);
-  int first_use = 0;
 #pragma unroll 1
   for (int number = 0;; ++number) {
     const int slot = ring_stage(number, kItemSlots);
     wait_barrier(memory.item_filled(slot), ring_parity(number, kItemSlots));
     const AttentionItem item = *memory.item(slot);
     if (item.rows == 0) break;
-    const WarpgroupQueries live = {item.first_row + consumer * warpgroup_rows, item.group * args.group_heads,
-                                   live_rows(item, consumer, warpgroup_rows) * args.group_heads};
-    if (item.tiles == 0) {
-      store_nothing<Config::kHeadDim>(args, live, item.split, thread);
-    } else if (live.count == 0) {
-      look_on(memory, item.tiles, first_use, thread);
+    const WarpgroupQueries live = live_queries(item);
+    if (item.tiles == 0 || live.count == 0) {
+      finish_pending();
+      if (item.tiles == 0) {
+        store_nothing<Config::kHeadDim>(args, live, item.split, thread);
+      } else {
+        look_on(memory, item.tiles, use, thread);
+      }
+      use += item.tiles;
+      __syncwarp();
+      release(memory.item_emptied(slot), thread);
     } else {
-      attend(args, item, live, memory, slot, first_use, item.rows > warpgroup_rows, turns, consumer, thread);
+      const bool with_turns = item.rows > warpgroup_rows;
+      const int end = use + item.tiles;
+      // Without an item before, sums of anything are started, which nobody stores: products behind a condition would
+      // be serialised.
+      make_numerators();
+      await(Memory::kKeys, use);
+      if (with_turns) turns.take();
+      start_scores(slot);
+      start_sums();
+      if (with_turns) turns.pass();
+      // The last tile of the request, which comes first, has tokens that are not the request's.
+      const bool has_tail = item.last_tokens < Config::kTokens;
+      if (has_tail) {
+        await(Memory::kValues, use);
+        clear_tail<Config>(memory.ring(Memory::kValues, ring_stage(use, kStages)), item.last_tokens, thread);
+        publish_shared();
+        sync_warpgroup(consumer);
+      }
+      cute::warpgroup_wait<1>();
+      cute::warpgroup_fence_operand(scores);
+      if constexpr (!Config::kShared) release_tile(Memory::kKeys, use);
+      if (has_tail) mask_columns(scores, item.last_tokens, thread);
+      const RunningSoftmax before = softmax;
+      softmax = {};
+      softmax.advance(scores, args.scale_log2);
+      finish_sums();
+      if (pending != kNone) store_pending(before);
+      cute::clear(sums);
+      softmax.grew = false;
+      pending = hidden(slot);
+
+#pragma unroll 1
+      for (++use; use < end; ++use) {
+        finish_sums();
+        make_numerators();
+        await(Memory::kKeys, use);
+        if (with_turns) turns.take();
+        start_scores(slot);
+        start_sums();
+        if (with_turns) turns.pass();
+        cute::warpgroup_wait<1>();
+        cute::warpgroup_fence_operand(scores);
+        if constexpr (!Config::kShared) release_tile(Memory::kKeys, use);
+        softmax.advance(scores, args.scale_log2);
+      }
+      finish_sums();
     }
-    first_use += item.tiles;
-    __syncwarp();
-    release(memory.item_emptied(slot), thread);
   }
+  finish_pending();
   turns.finish();
 }
 
@@ -315,8 +349,6 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     flash_attention(const __grid_constant__ FlashAttentionMaps maps, const FlashAttentionArguments args) {
   static_assert(Config::kConsumers == 2, "they take turns");
-  wait_for_previous_kernel();
-  allow_next_kernel();
   extern __shared__ __align__(1024) unsigned char flash_attention_shared[];
   const FlashAttentionMemory<Config> memory(flash_attention_shared);
 
@@ -338,6 +370,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     publish_barriers();
   }
   __syncthreads();
+  wait_for_previous_kernel();
+  allow_next_kernel();
 
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   if (warpgroup == 0) {

@@ -17,20 +17,27 @@ struct FlashAttentionConfig {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kShared = kContext_ == ContextTensors::kShared;
   static constexpr int kConsumers = kFlashWarpgroups;  // warpgroups that multiply
-  static constexpr int kTokens = kFlashTokens;
-  static constexpr int kStages = kShared ? 5 : 2;
+  static constexpr int kTokens = tokens_of_tile(kHeadDim, kShared);
   static constexpr int kRings = kShared ? 1 : 2;
+  static constexpr bool kTurns = true;  // the warpgroups take turns at starting products
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
   static constexpr int kPanels = kHeadDim / kPanelColumns;
   static constexpr int kChunks = kHeadDim / kChunkColumns;
 
+  // A ring has as many stages as fit.
   static constexpr int kQueryBytes = kWarpgroupRows * kHeadDim * 2;  // of a warpgroup and slot
   static constexpr int kTileBytes = kTokens * kHeadDim * 2;
   static constexpr int kRingOffset = kConsumers * kItemSlots * kQueryBytes;
+  static constexpr int kMostBytes = 227 * 1024;  // of a block
+  static constexpr int kSmallBytes = 512;        // items and barriers, at most
+  static constexpr int kMostStages = 5;
+  static constexpr int kFittingStages = (kMostBytes - kSmallBytes - kRingOffset) / (kRings * kTileBytes);
+  static constexpr int kStages = kFittingStages < kMostStages ? kFittingStages : kMostStages;
   static constexpr int kItemOffset = kRingOffset + kRings * kStages * kTileBytes;
   static constexpr int kBarrierOffset = kItemOffset + kItemSlots * static_cast<int>(sizeof(AttentionItem));
   static constexpr int kSharedBytes = kBarrierOffset + (kRings * kStages + kItemSlots) * 2 * 8;
-  static_assert(kSharedBytes <= 227 * 1024, "what a block can have");
+  static_assert(kStages >= 2, "two tiles are in use at a time");
+  static_assert(kSharedBytes <= kMostBytes);
 
   // Registers per thread of the copying and of the multiplying warpgroups; together the 168 that all start with.
   static constexpr int kCopyRegisters = 24;

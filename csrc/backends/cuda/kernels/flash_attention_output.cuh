@@ -95,7 +95,7 @@ __device__ __forceinline__ void store_split(const FlashAttentionArguments& args,
     for (int e = 2 * half; e < kHeadDim / 2; e += 4) {
       *reinterpret_cast<float2*>(to + accumulator_column(thread, e)) = make_float2(sums(e), sums(e + 1));
     }
-    if (thread % 4 == 0) args.split_norms[place] = make_float2(softmax.largest[half], denominator[half]);
+    if (thread % 4 == 0) args.split_norms[place] = make_float2(softmax.base[half], denominator[half]);
   }
 }
 

@@ -60,8 +60,7 @@ __device__ __forceinline__ void clear_row(std::uint8_t* to, std::int64_t bytes) 
 
 template <class Unit>
 __global__ void __launch_bounds__(kGatherThreads) gather_rows_kernel(GatherParams p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   const std::int64_t rows = p.count == nullptr ? p.rows : *p.count;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kGatherRows;
   const std::int64_t row = first + warp_index();
@@ -144,8 +143,7 @@ __device__ __forceinline__ void add_experts(const CombineParams<T>& p, const std
 template <class T, int kColumns>
 __global__ void __launch_bounds__(kCombineMaxThreads) moe_combine_kernel(CombineParams<T> p) {
   using Piece = Packed<T, kColumns>;
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   const std::int64_t row = blockIdx.x;
   if (p.count != nullptr && row >= *p.count) return;
   const std::int32_t* const slots = p.slots + row * p.top_k;

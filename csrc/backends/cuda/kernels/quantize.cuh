@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backends/cuda/kernels/grid_dependency.cuh"
+#include "backends/cuda/kernels/next_read.cuh"
 #include "backends/cuda/kernels/row_quantize.cuh"
 
 namespace onerec::cuda::kernels {
@@ -13,14 +14,15 @@ struct QuantizeArguments {
   const void* x = nullptr;
   std::int64_t x_stride = 0;
   CodeRows quantized = {};
+  NextRead next = {};
 };
 
 // `cols` is a multiple of a vector of T; x and its rows are aligned to vectors, the codes to as many codes.
 template <class T, class Team, int kVectors>
 __global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResidentThreads / Team::kMaxThreads)
     quantize_kernel(const __grid_constant__ QuantizeArguments p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  prefetch_share(p.next);
+  overlap_with_neighbours();
   constexpr int kN = kVector<T>;
   Team team;
   const auto load = [&](const RowPart& at) {
@@ -38,8 +40,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResiden
 // Any width and alignment. A block takes a row at a time; of p.rows only the numbers of rows are used.
 template <class T>
 __global__ void __launch_bounds__(256) quantize_plain_kernel(QuantizeArguments p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   const std::int64_t live = p.rows.count == nullptr ? p.rows.rows : *p.rows.count;
   for (std::int64_t row = blockIdx.x; row < live; row += gridDim.x) {
     const T* const x = static_cast<const T*>(p.x) + row * p.x_stride;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backends/cuda/kernels/grid_dependency.cuh"
+#include "backends/cuda/kernels/next_read.cuh"
 #include "backends/cuda/kernels/row_quantize.cuh"
 
 namespace onerec::cuda::kernels {
@@ -21,6 +22,7 @@ struct RmsNormArguments {
   std::int64_t y_stride = 0;
   CodeRows quantized = {};         // parts = 1
   CodeRows quantized_blocks = {};  // parts = 1, per block
+  NextRead next = {};
 };
 
 template <int kN>
@@ -64,30 +66,36 @@ __device__ __forceinline__ void load_gamma(const RmsNormArguments& p, float (&ga
   }
 }
 
+template <int kVectors, int kN>
+__device__ __forceinline__ float sum_of_squares(const float (&values)[kVectors][kN]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+#pragma unroll
+    for (int j = 0; j < kN; ++j) sum += values[i][j] * values[i][j];
+  }
+  return sum;
+}
+
 // Widths are multiples of a vector of T; x, y, gamma and their rows are aligned to vectors of T, codes to its elements.
 // gamma is constant and therefore read before the wait: it comes from memory while the kernel before this one ends.
 template <class T, class Team, int kVectors>
 __global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResidentThreads / Team::kMaxThreads)
     rms_norm_kernel(const __grid_constant__ RmsNormArguments p) {
+  prefetch_share(p.next);
   constexpr int kN = kVector<T>;
   float gamma[kVectors][kN];
   load_gamma<Team>(p, gamma);
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   Team team;
   const auto load = [&](const RowPart& at) {
     return load_row_vectors<T, Team, kVectors>(static_cast<const T*>(p.x) + at.row * p.x_stride, at);
   };
   const auto process = [&](const RowPart& at, const RowVectors<kVectors>& held) {
     float values[kVectors][kN];
-    float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      unpack<T>(held.vector[i], values[i]);
-#pragma unroll
-      for (int j = 0; j < kN; ++j) sum += values[i][j] * values[i][j];
-    }
-    const float rstd = 1.0f / sqrtf(team.sum(sum) / static_cast<float>(p.width) + p.eps);
+    for (int i = 0; i < kVectors; ++i) unpack<T>(held.vector[i], values[i]);
+    const float rstd = 1.0f / sqrtf(team.sum(sum_of_squares(values)) / static_cast<float>(p.width) + p.eps);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (row_vector<Team>(at, i) >= at.end) continue;  // stays 0 even if rstd is infinite
@@ -111,8 +119,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResiden
 // Any width and alignment; p.rows gives the numbers of rows and of groups only. A block takes a group at a time.
 template <class T>
 __global__ void __launch_bounds__(256) rms_norm_plain_kernel(RmsNormArguments p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   const std::int64_t live = (p.rows.count == nullptr ? p.rows.rows : *p.rows.count) * p.rows.parts;
   for (std::int64_t index = blockIdx.x; index < live; index += gridDim.x) {
     const std::int64_t row = index / p.rows.parts;

@@ -49,20 +49,6 @@ struct PlaceShared {
 
 __host__ __device__ constexpr int place_shared_ints(int experts) { return experts * (3 + kPlaceWarps) + 1; }
 
-__device__ __forceinline__ std::uint32_t warp_largest(std::uint32_t value) {
-#if defined(__CUDA_ARCH__)
-  return __reduce_max_sync(kAllLanes, value);
-#else
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const std::uint32_t other = __shfl_xor_sync(kAllLanes, value, step);
-    value = other > value ? other : value;
-  }
-  return value;
-#endif
-}
-
-__device__ __forceinline__ std::uint32_t warp_smallest(std::uint32_t value) { return ~warp_largest(~value); }
-
 // Ordered like the floats, both zeros alike, a NaN below all numbers. Never 0.
 __device__ __forceinline__ std::uint32_t ranking_key(float ranking) {
   if (ranking != ranking) return 1;
@@ -296,8 +282,7 @@ __device__ __forceinline__ void clear_shared(int* shared, int count) {
 // First of two kernels: block c routes the rows of chunk c and leaves its counts. Shared memory: experts ints.
 template <int kSlots>
 __global__ void __launch_bounds__(kRouteThreads) route_chunks_kernel(RouterParams p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   const std::int64_t rows = live_rows(p);
   const int chunk = static_cast<int>(blockIdx.x);
   const std::int64_t first = static_cast<std::int64_t>(chunk) * p.chunk_rows;
@@ -312,8 +297,7 @@ __global__ void __launch_bounds__(kRouteThreads) route_chunks_kernel(RouterParam
 
 // Second: block c places the pairs of chunk c. Shared memory: place_shared_ints.
 static __global__ void __launch_bounds__(kPlaceThreads) place_chunks_kernel(RouterParams p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   const std::int64_t rows = live_rows(p);
   const int chunks = rows == 0 ? 1 : static_cast<int>((rows + p.chunk_rows - 1) / p.chunk_rows);
   const int chunk = static_cast<int>(blockIdx.x);
@@ -329,8 +313,7 @@ static __global__ void __launch_bounds__(kPlaceThreads) place_chunks_kernel(Rout
 // Both in one block, for few rows. Shared memory: place_shared_ints.
 template <int kSlots>
 __global__ void __launch_bounds__(kRouteSmallThreads) route_small_kernel(RouterParams p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   const std::int64_t rows = live_rows(p);
   int* const memory = dynamic_shared<int>();
   const PlaceShared shared(memory, p.experts);

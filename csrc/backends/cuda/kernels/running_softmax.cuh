@@ -26,31 +26,44 @@ __device__ __forceinline__ float sum_of_four_lanes(float value) {
   return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
-// The running softmax of a thread's two rows. The four lanes of a row agree on the maximum; each has its own part of
-// the sum.
-struct RunningSoftmax {
-  float largest[2] = {-INFINITY, -INFINITY};  // times scale_log2
-  float sum[2] = {0.0f, 0.0f};
+// A row's numerators are 2^(score - base), its base being a score that lies at most this far, in powers of two, below
+// the largest so far. Sums are rescaled only where a row goes beyond that.
+inline constexpr float kBaseSlack = 8.0f;
 
-  // Turns scores into numerators. `shrink`: what sums over the tiles before are to be multiplied by.
+// The running softmax of a thread's two rows. The four lanes of a row agree on the base; each has its own part of the
+// sum. What a row gets depends on its own scores alone.
+struct RunningSoftmax {
+  float base[2] = {-INFINITY, -INFINITY};  // times scale_log2
+  float sum[2] = {0.0f, 0.0f};
+  float shrink[2] = {0.0f, 0.0f};  // what sums over the tiles before the last one are to be multiplied by
+  bool grew = false;               // the same for all threads of a warp: whether any row's is not 1
+
+  // Turns the scores of a tile into numerators.
   template <class Scores>
-  __device__ __forceinline__ void advance(Scores& scores, float scale_log2, float (&shrink)[2]) {
+  __device__ __forceinline__ void advance(Scores& scores, float scale_log2) {
     constexpr int kElements = decltype(cute::size(scores))::value;
-    float highest[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) highest[row_half(e)] = fmaxf(highest[row_half(e)], scores(e));
-    float base[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float before = largest[half];
-      largest[half] = fmaxf(before, max_of_four_lanes(highest[half]) * scale_log2);
-      base[half] = largest[half] == -INFINITY ? 0.0f : largest[half];  // -inf - -inf is not 0
-      shrink[half] = exp2_approximately(before - base[half]);
-      sum[half] *= shrink[half];
-    }
+    float highest[4];  // two of each row: chains half as long
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      scores(e) = exp2_approximately(fmaf(scores(e), scale_log2, -base[row_half(e)]));
+      float& most = highest[e % 4];
+      most = e < 4 ? scores(e) : fmaxf(most, scores(e));
+    }
+    bool grows[2];
+    float subtracted[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float largest = max_of_four_lanes(fmaxf(highest[2 * half], highest[2 * half + 1])) * scale_log2;
+      const float before = base[half];
+      grows[half] = largest > before + kBaseSlack;
+      base[half] = grows[half] ? largest : before;
+      subtracted[half] = base[half] == -INFINITY ? 0.0f : base[half];  // -inf - -inf is not 0
+      shrink[half] = exp2_approximately(before - subtracted[half]);
+      sum[half] *= shrink[half];
+    }
+    grew = __any_sync(0xffffffffu, grows[0] || grows[1]);
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      scores(e) = exp2_approximately(fmaf(scores(e), scale_log2, -subtracted[row_half(e)]));
       sum[row_half(e)] += scores(e);
     }
   }

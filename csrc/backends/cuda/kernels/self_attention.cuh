@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backends/cuda/kernels/grid_dependency.cuh"
+#include "backends/cuda/kernels/next_read.cuh"
 #include "backends/cuda/kernels/row_quantize.cuh"
 
 namespace onerec::cuda::kernels {
@@ -35,6 +36,7 @@ struct SelfAttentionArguments {
   void* out = nullptr;
   std::int64_t out_stride = 0;
   CodeRows quantized = {};  // kPerRow instead of `out`
+  NextRead next = {};
 };
 
 __device__ __forceinline__ std::int32_t live_rows(const SelfAttentionArguments& p) {
@@ -137,8 +139,8 @@ __device__ __forceinline__ uint4 attend_head(const SelfAttentionArguments& p, co
 template <class T, int kLanes, int kMost>
 __global__ void __launch_bounds__(kSelfAttentionThreads, resident_attention_blocks<T>(kMost))
     self_attention_kernel(const __grid_constant__ SelfAttentionArguments p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  prefetch_share(p.next);
+  overlap_with_neighbours();
   constexpr int kN = kVector<T>;
   const auto heads_at_once = static_cast<std::int32_t>(blockDim.x) / kLanes;
   const auto first_head = static_cast<std::int32_t>(threadIdx.x) / kLanes;
@@ -186,8 +188,7 @@ __global__ void __launch_bounds__(kSelfAttentionThreads, resident_attention_bloc
 // memory: kMaxKeys floats for every head. Then its threads take the columns.
 template <class T>
 __global__ void __launch_bounds__(256) self_attention_plain_kernel(const __grid_constant__ SelfAttentionArguments p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   float* const weights = dynamic_shared<float>();
   const std::int32_t live = live_rows(p);
   for (auto row = static_cast<std::int32_t>(blockIdx.x); row < live; row += static_cast<std::int32_t>(gridDim.x)) {

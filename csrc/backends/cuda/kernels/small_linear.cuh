@@ -4,13 +4,15 @@
 // A warp owns kOutputs neighbouring outputs. Its lanes stride over K in vectors of 16 bytes, which belong to all rows
 // of a chunk of kRows rows. Where the outputs alone give too few warps, `split` warps of a block share the K of the
 // same outputs. Sums are taken in an order that depends on K and `split` alone, so that a row has the same bits in
-// every batch.
+// every batch. A warp's first weights are under way before the kernel waits for the one before it: no kernel writes
+// weights, and memory is busy while that one ends.
 //
 // Grouped rows: set `offsets` (rows [offsets[e], offsets[e + 1]) of x and y belong to expert e; offsets[experts] is the
 // number of live rows); values and scales of the experts lie one behind the other. A chunk never spans two experts.
 // Grid: x = small_linear_blocks(), y = small_linear_chunks() or fewer (the kernel loops), block = kSmallLinearThreads.
 #pragma once
 
+#include "backends/cuda/kernels/async_copy.cuh"
 #include "backends/cuda/kernels/block.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
 #include "backends/cuda/kernels/numeric.cuh"
@@ -46,6 +48,10 @@ struct SmallLinearParams {
 inline constexpr int kSmallLinearThreads = 256;
 inline constexpr int kSmallLinearWarps = kSmallLinearThreads / kWarp;
 inline constexpr int kSmallLinearOutputs = 2;  // of a warp
+inline constexpr int kSmallLinearAhead = 4;    // vectors of a lane and output that are under way
+
+// Vectors of shared memory that a block's weights pass through.
+constexpr int small_linear_slots() { return kSmallLinearAhead * kSmallLinearOutputs * kSmallLinearThreads; }
 
 __host__ __device__ inline std::int64_t small_linear_blocks(std::int64_t outputs, int split) {
   const std::int64_t per_block = kSmallLinearWarps / split * kSmallLinearOutputs;
@@ -67,27 +73,6 @@ struct WeightTraits {
   static constexpr int kGroup = kCodes ? 8 : kVector;  // values that are converted at a time
   static constexpr int kGroupWords = kGroup * static_cast<int>(sizeof(Value)) / 4;
 };
-
-// Weights are read once: they need not stay in L1.
-__device__ __forceinline__ uint4 load_streamed(const void* from) {
-#if defined(__CUDA_ARCH__)
-  uint4 v;
-  asm("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(from));
-  return v;
-#else
-  return *static_cast<const uint4*>(from);
-#endif
-}
-
-__device__ __forceinline__ void prefetch_to_l2(const void* from) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-#else
-  (void)from;
-#endif
-}
 
 template <WeightKind kKind>
 __device__ __forceinline__ float value_of(typename WeightTraits<kKind>::Value value) {
@@ -199,48 +184,139 @@ __device__ __forceinline__ float scattered_warp_sum(float (&values)[kCount]) {
   }
 }
 
+// The outputs of a block, and those of this warp.
+struct OutputShare {
+  int teams;           // warps that share outputs are a team
+  std::int64_t block;  // the block's first output
+  std::int64_t first;  // this warp's first; none if it is not below p.outputs
+  int part;            // of `split` parts of K, the one that this warp takes
+  int parts;
+
+  __device__ __forceinline__ explicit OutputShare(const SmallLinearParams& p)
+      : teams(kSmallLinearWarps / p.split),
+        block(static_cast<std::int64_t>(blockIdx.x) * teams * kSmallLinearOutputs),
+        first(block + warp_index() / p.split * kSmallLinearOutputs),
+        part(warp_index() % p.split),
+        parts(p.split) {}
+};
+
+// This lane's vectors of a warp's rows of W, on their way through shared memory. Turn t brings vector `first` + t *
+// `step` of each output; kAhead turns are under way at a time.
+template <WeightKind kKind>
+class WeightStream {
+ public:
+  using Traits = WeightTraits<kKind>;
+  using Value = typename Traits::Value;
+  static constexpr int kOutputs = kSmallLinearOutputs;
+  static constexpr int kAhead = kSmallLinearAhead;
+
+  // `slots`: small_linear_slots() vectors of shared memory, of the whole block. Starts the first turns.
+  __device__ __forceinline__ WeightStream(const SmallLinearParams& p, const OutputShare& share, uint4* slots)
+      : slots_(slots + threadIdx.x),
+        vectors_(p.vectors != 0 && share.first < p.outputs ? static_cast<int>(p.inputs / Traits::kVector) : 0),
+        first_(share.part * kWarp + lane_index()),
+        step_(share.parts * kWarp) {}
+
+  // Turns from 0 on, of this expert's rows. All earlier turns have been taken.
+  __device__ __forceinline__ void start(const SmallLinearParams& p, const OutputShare& share, int expert) {
+    const Value* weights = static_cast<const Value*>(p.weights) + expert * p.outputs * p.inputs;
+    row_ = weights + share.first * p.inputs;
+    // Past the last output: that one again, for nobody.
+    last_row_ = share.first + 1 < p.outputs ? p.inputs : 0;
+    if constexpr (kKind == WeightKind::kFp8Block) {
+      static_assert(kScaleBlock % kOutputs == 0, "a warp's outputs share their scales");
+      const std::int64_t output_blocks = (p.outputs + kScaleBlock - 1) / kScaleBlock;
+      const std::int64_t input_blocks = (p.inputs + kScaleBlock - 1) / kScaleBlock;
+      block_scales_ = p.weight_scales + (expert * output_blocks + share.first / kScaleBlock) * input_blocks;
+    }
+#pragma unroll
+    for (int turn = 0; turn < kAhead; ++turn) bring(turn);
+  }
+
+  // Asks for what the block reads behind the first turns, for L2.
+  __device__ __forceinline__ void prefetch_rest(const SmallLinearParams& p, const OutputShare& share) const {
+    const int held = kAhead * step_;
+    const std::int64_t output = share.block + threadIdx.x;
+    if (held >= vectors_ || static_cast<int>(threadIdx.x) >= share.teams * kOutputs || output >= p.outputs) return;
+    prefetch_to_l2(static_cast<const Value*>(p.weights) + output * p.inputs + held * Traits::kVector,
+                   static_cast<std::uint32_t>(vectors_ - held) * 16);
+  }
+
+  // Calls visit(vectors, column) for every turn, and brings new ones meanwhile.
+  template <class Visit>
+  __device__ __forceinline__ void each(const Visit& visit) {
+    int turn = 0;
+    for (int vector = first_; vector < vectors_; vector += step_, ++turn) {
+      wait_for_copies<kAhead - 1>();
+      uint4 vectors[kOutputs];
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) vectors[o] = *slot(turn, o);
+      visit(vectors, vector * Traits::kVector);
+      bring(turn + kAhead);
+    }
+  }
+
+  // Element `column` of an output's row, for rows that are not whole vectors.
+  __device__ __forceinline__ Value element(int output, std::int64_t column) const {
+    return row_[output * last_row_ + column];
+  }
+  __device__ __forceinline__ float block_scale(std::int64_t block) const { return block_scales_[block]; }
+  __device__ __forceinline__ int first() const { return first_; }
+  __device__ __forceinline__ int step() const { return step_; }
+
+ private:
+  static_assert(kOutputs == 2, "a row, and the last row");
+
+  __device__ __forceinline__ uint4* slot(int turn, int output) const {
+    return slots_ + (turn % kAhead * kOutputs + output) * kSmallLinearThreads;
+  }
+
+  __device__ __forceinline__ void bring(int turn) const {
+    const int vector = first_ + turn * step_;
+    if (vector < vectors_) {
+      const Value* from = row_ + vector * Traits::kVector;
+      copy_vector_async(slot(turn, 0), from);
+      copy_vector_async(slot(turn, 1), from + last_row_);
+    }
+    close_copies();
+  }
+
+  uint4* slots_;
+  int vectors_;  // of a row; 0: none are brought
+  int first_;
+  int step_;
+  const Value* row_ = nullptr;
+  std::int64_t last_row_ = 0;  // elements behind row_
+  const float* block_scales_ = nullptr;
+};
+
 // This lane's part of the sums of a chunk's rows times kSmallLinearOutputs outputs.
 template <WeightKind kKind, int kRows>
 struct SmallLinearSums {
   using Traits = WeightTraits<kKind>;
   using Value = typename Traits::Value;
+  using Weights = WeightStream<kKind>;
   static constexpr int kOutputs = kSmallLinearOutputs;
-  static constexpr int kUnroll = 2;  // vectors of an output that are under way at once
   static constexpr bool kBlockScales = kKind == WeightKind::kFp8Block;
 
   const SmallLinearParams& p;
   const RowChunk& chunk;
-  const Value* x;                  // of the chunk's first row
-  const Value* weights[kOutputs];  // rows of W
-  const float* block_scales;       // of the outputs' row of blocks
-  float sums[kRows * kOutputs];    // [row][output]
+  const Value* x;                // of the chunk's first row
+  float sums[kRows * kOutputs];  // [row][output]
 
-  __device__ __forceinline__ SmallLinearSums(const SmallLinearParams& params, const RowChunk& rows, std::int64_t output)
-      : p(params), chunk(rows), x(static_cast<const Value*>(p.x) + chunk.begin * p.x_stride), block_scales(nullptr) {
-    const Value* expert = static_cast<const Value*>(p.weights) + chunk.expert * p.outputs * p.inputs;
-#pragma unroll
-    for (int o = 0; o < kOutputs; ++o) {
-      // Past the last output: that one again, for nobody.
-      const std::int64_t n = output + o < p.outputs ? output + o : p.outputs - 1;
-      weights[o] = expert + n * p.inputs;
-    }
-    if constexpr (kBlockScales) {
-      static_assert(kScaleBlock % kOutputs == 0, "a warp's outputs share their scales");
-      const std::int64_t output_blocks = (p.outputs + kScaleBlock - 1) / kScaleBlock;
-      const std::int64_t input_blocks = (p.inputs + kScaleBlock - 1) / kScaleBlock;
-      block_scales = p.weight_scales + (chunk.expert * output_blocks + output / kScaleBlock) * input_blocks;
-    }
+  __device__ __forceinline__ SmallLinearSums(const SmallLinearParams& params, const RowChunk& rows)
+      : p(params), chunk(rows), x(static_cast<const Value*>(p.x) + chunk.begin * p.x_stride) {
 #pragma unroll
     for (int i = 0; i < kRows * kOutputs; ++i) sums[i] = 0.0f;
   }
 
-  __device__ __forceinline__ float scale(int row, std::int64_t column) const {
+  __device__ __forceinline__ float scale(const Weights& weights, int row, std::int64_t column) const {
     const std::int64_t block = column / kScaleBlock;
-    return p.x_scales[block * p.x_scale_stride + chunk.begin + row] * block_scales[block];
+    return p.x_scales[block * p.x_scale_stride + chunk.begin + row] * weights.block_scale(block);
   }
 
   // The vectors of W at `column`.
-  __device__ __forceinline__ void add_vector(const uint4 (&vectors)[kOutputs], std::int64_t column) {
+  __device__ __forceinline__ void add_vector(const Weights& weights, const uint4 (&vectors)[kOutputs], int column) {
 #pragma unroll
     for (int g = 0; g < Traits::kVector / Traits::kGroup; ++g) {
       float w[kOutputs][Traits::kGroup];
@@ -260,37 +336,22 @@ struct SmallLinearSums {
           float part = kBlockScales ? 0.0f : sum;
 #pragma unroll
           for (int i = 0; i < Traits::kGroup; ++i) part = fmaf(v[i], w[o][i], part);
-          sum = kBlockScales ? fmaf(scale(r, column), part, sum) : part;
+          sum = kBlockScales ? fmaf(scale(weights, r, column), part, sum) : part;
         }
       }
     }
   }
 
-  // `part` of `parts` equal parts of K.
-  __device__ __forceinline__ void add_vectors(int part, int parts) {
-    const std::int64_t count = p.inputs / Traits::kVector;
-    const int step = parts * kWarp;
-    for (std::int64_t i = part * kWarp + lane_index(); i < count; i += kUnroll * step) {
-      uint4 vectors[kUnroll][kOutputs];
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        const std::int64_t column = (i + u * step) * Traits::kVector;
-        if (i + u * step >= count) continue;
-#pragma unroll
-        for (int o = 0; o < kOutputs; ++o) vectors[u][o] = load_streamed(weights[o] + column);
-      }
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (i + u * step < count) add_vector(vectors[u], (i + u * step) * Traits::kVector);
-      }
-    }
+  __device__ __forceinline__ void add_vectors(Weights& weights) {
+    weights.each([&](const uint4(&vectors)[kOutputs], int column) { add_vector(weights, vectors, column); });
   }
 
-  __device__ __forceinline__ void add_values(int part, int parts) {
-    for (std::int64_t k = part * kWarp + lane_index(); k < p.inputs; k += parts * kWarp) {
+  // Value by value, for any alignment.
+  __device__ __forceinline__ void add_values(const Weights& weights) {
+    for (std::int64_t k = weights.first(); k < p.inputs; k += weights.step()) {
       float w[kOutputs];
 #pragma unroll
-      for (int o = 0; o < kOutputs; ++o) w[o] = value_of<kKind>(weights[o][k]);
+      for (int o = 0; o < kOutputs; ++o) w[o] = value_of<kKind>(weights.element(o, k));
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         if (r >= chunk.count) continue;
@@ -298,7 +359,7 @@ struct SmallLinearSums {
 #pragma unroll
         for (int o = 0; o < kOutputs; ++o) {
           float& sum = sums[r * kOutputs + o];
-          sum = kBlockScales ? fmaf(scale(r, k), v * w[o], sum) : fmaf(v, w[o], sum);
+          sum = kBlockScales ? fmaf(scale(weights, r, k), v * w[o], sum) : fmaf(v, w[o], sum);
         }
       }
     }
@@ -320,63 +381,58 @@ __device__ __forceinline__ void store_output(const SmallLinearParams& p, float s
   static_cast<Y*>(p.y)[row * p.y_stride + n] = from_float<Y>(sum);
 }
 
-// Asks for the first weights of a warp, for L2. No kernel writes weights, so that this may come before the wait for the
-// previous kernel: memory is busy while that one ends.
-template <WeightKind kKind>
-__device__ __forceinline__ void prefetch_weights(const SmallLinearParams& p, std::int64_t output, int part) {
-  using Traits = WeightTraits<kKind>;
-  constexpr int kVectors = 4;
-  constexpr int kLineLanes = 8;  // of 16 bytes: a line of L2
-  if (p.vectors == 0 || p.offsets != nullptr || lane_index() % kLineLanes != 0) return;
-  const auto* weights = static_cast<const typename Traits::Value*>(p.weights);
-#pragma unroll
-  for (int o = 0; o < kSmallLinearOutputs; ++o) {
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const std::int64_t column = ((i * p.split + part) * kWarp + lane_index()) * Traits::kVector;
-      if (output + o < p.outputs && column < p.inputs) prefetch_to_l2(weights + (output + o) * p.inputs + column);
-    }
-  }
-}
-
+// Multiplies a chunk and writes its rows of y. Every thread of the block calls it; holds barriers, the last one behind
+// the last access to `parts`.
 template <WeightKind kKind, class Y, int kRows>
-__global__ void __launch_bounds__(kSmallLinearThreads, 2) small_linear_kernel(SmallLinearParams p) {
+__device__ __forceinline__ void multiply_chunk(const SmallLinearParams& p, const OutputShare& share,
+                                               const RowChunk& chunk, WeightStream<kKind>& weights,
+                                               float (&parts)[kSmallLinearWarps][kRows * kSmallLinearOutputs]) {
   constexpr int kOutputs = kSmallLinearOutputs;
   constexpr int kSums = kRows * kOutputs;
-  __shared__ float parts[kSmallLinearWarps][kSums];
   const int warp = warp_index();
   const int lane = lane_index();
-  const int teams = kSmallLinearWarps / p.split;  // warps that share outputs are a team
-  const std::int64_t block_output = static_cast<std::int64_t>(blockIdx.x) * teams * kOutputs;
-  const std::int64_t output = block_output + warp / p.split * kOutputs;
-  prefetch_weights<kKind>(p, output, warp % p.split);
-  wait_for_previous_kernel();
-  allow_next_kernel();
-  const std::int64_t chunks = small_linear_chunks(p.rows, p.offsets == nullptr ? 1 : p.experts, kRows);
+  if (share.first < p.outputs) {
+    SmallLinearSums<kKind, kRows> team(p, chunk);
+    p.vectors != 0 ? team.add_vectors(weights) : team.add_values(weights);
+    const float sum = scattered_warp_sum(team.sums);
+    if (lane % (kWarp / kSums) == 0) parts[warp][lane / (kWarp / kSums)] = sum;
+  }
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < share.teams * kSums; i += kSmallLinearThreads) {
+    // Threads count along the outputs of a row.
+    const int row = i / (share.teams * kOutputs);
+    const int column = i % (share.teams * kOutputs);
+    const std::int64_t n = share.block + column;
+    if (row >= chunk.count || n >= p.outputs) continue;
+    float sum = 0.0f;
+    for (int s = 0; s < p.split; ++s) {
+      sum += parts[column / kOutputs * p.split + s][row * kOutputs + column % kOutputs];
+    }
+    store_output<kKind, Y>(p, sum, chunk.begin + row, n, chunk.expert);
+  }
+  __syncthreads();
+}
+
+// Dynamic shared memory: small_linear_slots() vectors.
+template <WeightKind kKind, class Y, int kRows>
+__global__ void __launch_bounds__(kSmallLinearThreads, kRows == 1 ? 4 : 3) small_linear_kernel(SmallLinearParams p) {
+  __shared__ float parts[kSmallLinearWarps][kRows * kSmallLinearOutputs];
+  const OutputShare share(p);
+  WeightStream<kKind> weights(p, share, dynamic_shared<uint4>());
+  const bool grouped = p.offsets != nullptr;
+  if (!grouped) {
+    weights.start(p, share, 0);
+    weights.prefetch_rest(p, share);
+  }
+  overlap_with_neighbours();
+  const std::int64_t chunks = small_linear_chunks(p.rows, grouped ? p.experts : 1, kRows);
   for (std::int64_t index = blockIdx.y; index < chunks; index += gridDim.y) {
     const RowChunk chunk = find_chunk<kRows>(p, index);
-    if (chunk.count == 0) return;  // all threads: chunks behind have no rows either
-    if (output < p.outputs) {
-      SmallLinearSums<kKind, kRows> team(p, chunk, output);
-      p.vectors != 0 ? team.add_vectors(warp % p.split, p.split) : team.add_values(warp % p.split, p.split);
-      const float sum = scattered_warp_sum(team.sums);
-      if (lane % (kWarp / kSums) == 0) parts[warp][lane / (kWarp / kSums)] = sum;
-    }
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < teams * kSums; i += kSmallLinearThreads) {
-      // Threads count along the outputs of a row.
-      const int row = i / (teams * kOutputs);
-      const int column = i % (teams * kOutputs);
-      const std::int64_t n = block_output + column;
-      if (row >= chunk.count || n >= p.outputs) continue;
-      float sum = 0.0f;
-      for (int s = 0; s < p.split; ++s) {
-        sum += parts[column / kOutputs * p.split + s][row * kOutputs + column % kOutputs];
-      }
-      store_output<kKind, Y>(p, sum, chunk.begin + row, n, chunk.expert);
-    }
-    __syncthreads();  // before the next chunk's sums
+    if (chunk.count == 0) break;  // all threads: chunks behind have no rows either
+    if (grouped || index != blockIdx.y) weights.start(p, share, chunk.expert);
+    multiply_chunk<kKind, Y, kRows>(p, share, chunk, weights, parts);
   }
+  wait_for_copies<0>();
 }
 
 }  // namespace onerec::cuda::kernels

@@ -28,8 +28,7 @@ __device__ __forceinline__ float silu_product(float gate, float up) {
 template <class T, class Team, int kVectors>
 __global__ void __launch_bounds__(Team::kMaxThreads, kResidentThreads / Team::kMaxThreads)
     swiglu_kernel(const __grid_constant__ SwigluArguments p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   constexpr int kN = kVector<T>;
   struct Held {
     uint4 gates[kVectors], ups[kVectors];
@@ -74,8 +73,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, kResidentThreads / Team::kM
 // Any width and alignment. A block takes a row at a time; of p.rows only the numbers of rows are used.
 template <class T>
 __global__ void __launch_bounds__(256) swiglu_plain_kernel(SwigluArguments p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   const std::int64_t live = p.rows.count == nullptr ? p.rows.rows : *p.rows.count;
   for (std::int64_t row = blockIdx.x; row < live; row += gridDim.x) {
     const T* const gates = static_cast<const T*>(p.gate_up) + row * p.stride;

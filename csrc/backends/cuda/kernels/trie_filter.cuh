@@ -54,8 +54,7 @@ __device__ __forceinline__ void mark_blocked(const std::int32_t* item_begin, std
 }
 
 static __global__ void __launch_bounds__(kFilterThreads) trie_filter_kernel(FilterParams p) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  overlap_with_neighbours();
   __shared__ std::uint32_t bits[kFilterWords];
   int level = 0;
   while (blockIdx.x >= p.first_block[level + 1]) ++level;

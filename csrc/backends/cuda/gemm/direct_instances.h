@@ -1,0 +1,18 @@
+// The instances of the direct kernel (direct_kernel.cuh), a source file per result.
+#pragma once
+
+#include "backends/cuda/gemm/dense_instances.h"
+#include "ops/device.h"
+
+namespace onerec::cuda {
+
+using DirectRunner = void (*)(Stream& stream, const DenseGemmCall& call);
+
+// The kernel of a configuration with GemmSchedule::kDirect; null if there is none.
+DirectRunner direct_fp8(const GemmConfig& config);
+
+// The same for silu(gate) * up in place of y: the call's outputs are the weight's, y and the residual (null) have half
+// as many columns.
+DirectRunner direct_swiglu_fp8(const GemmConfig& config);
+
+}  // namespace onerec::cuda

@@ -1,0 +1,225 @@
+// The direct kernel's parameters, its tiles, and how they come into shared memory.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "backends/cuda/gemm/direct_tiles.h"
+#include "backends/cuda/gemm/grouped_cluster.cuh"
+#include "backends/cuda/gemm/grouped_mma.cuh"
+#include "backends/cuda/kernels/grid_dependency.cuh"
+
+namespace onerec::cuda::kernels {
+
+struct DirectParams {
+  CUtensorMap weights;            // boxes of 128 codes of K x weight_boxes()
+  CUtensorMap tokens;             // [rows, inputs], boxes of 128 codes x kTokens
+  const float* weight_scales;     // [outputs], 16-byte aligned
+  const float* token_scales;      // [rows]
+  const float* bias;              // [outputs], 16-byte aligned, or null
+  const __nv_bfloat16* residual;  // [rows, columns] or null, 16-byte aligned rows; kValues
+  std::int64_t residual_stride;
+  __nv_bfloat16* y;  // [rows, columns], 16-byte aligned rows
+  std::int64_t y_stride;
+  const std::int32_t* live_rows;  // null: all
+  int rows;                       // capacity
+  int columns;                    // of the result, a multiple of kResultGroup
+  int depth_steps;                // of 128 bytes of K
+};
+
+template <int kOutputs_, int kCluster_, DirectResult kResult_>
+struct DirectTile {
+  static constexpr DirectResult kResult = kResult_;
+  static constexpr bool kSwiglu = kResult == DirectResult::kSwigluValues;
+  static constexpr int kTokens = 128;
+  static constexpr int kOutputs = kOutputs_;
+  static constexpr int kColumns = kSwiglu ? kOutputs / 2 : kOutputs;  // of the result
+  static constexpr int kGroups = kColumns / kResultGroup;
+  static constexpr int kCluster = kCluster_;             // blocks
+  static constexpr int kPartRows = kOutputs / kCluster;  // of the tile's weights, that each of them brings
+  static constexpr int kPartGroups = kGroups / kCluster;
+  static constexpr int kClusterRows = kCluster * kTokens;
+  static constexpr std::uint16_t kEveryBlock = (1 << kCluster) - 1;
+
+  static constexpr int kWarpgroups = 2;  // that multiply
+  static constexpr int kMultipliers = kWarpgroups * kWarpgroupThreads;
+  static constexpr int kMultiplierWarps = kMultipliers / 32;
+  static constexpr int kThreads = kMultipliers + kWarpgroupThreads;
+  static constexpr int kSums = kMmaRows * kOutputs / kWarpgroupThreads;  // of a thread
+  // Steps by which the first warpgroup begins before the second. With 4 steps in the ring a longer lead would leave a
+  // step too little time to be filled.
+  static constexpr int kLead = 2;
+
+  // Shared memory: the ring, scales and biases of the tile's weights for every warp, barriers.
+  static constexpr int kTokenBytes = kTokens * kTileRowBytes;
+  static constexpr int kWeightBytes = kOutputs * kTileRowBytes;
+  static constexpr int kPartBytes = kPartRows * kTileRowBytes;
+  static constexpr int kStepBytes = kTokenBytes + kWeightBytes;
+  static constexpr int kScaleBytes = 2 * kOutputs * 4;
+  static constexpr int kAlignment = 1024;
+  static constexpr int kMostSharedBytes = 227 * 1024;
+  static constexpr int kFixedBytes = kAlignment + kMultiplierWarps * kScaleBytes;
+  static constexpr int kSteps = (kMostSharedBytes - kFixedBytes) / (kStepBytes + 16);  // in the ring
+  static constexpr int kSharedBytes = kFixedBytes + kSteps * (kStepBytes + 16);
+
+  static_assert(kTokens == kWarpgroups * kMmaRows, "a warpgroup's tokens are the rows of one instruction");
+  static_assert(kGroups % kCluster == 0 && kPartBytes % kAlignment == 0, "parts are whole groups of rows");
+  static_assert(kSteps >= 4 && kLead < kSteps && kSharedBytes <= kMostSharedBytes, "the ring must fit");
+};
+
+template <class Tile>
+struct DirectShared {
+  unsigned char* ring;
+  float* scales;
+  std::uint64_t* full;
+  std::uint64_t* empty;
+
+  __device__ __forceinline__ explicit DirectShared(unsigned char* memory) {
+    const std::uint32_t past = shared_address(memory) % Tile::kAlignment;
+    ring = memory + (past == 0 ? 0 : Tile::kAlignment - past);
+    scales = reinterpret_cast<float*>(ring + Tile::kSteps * Tile::kStepBytes);
+    full = reinterpret_cast<std::uint64_t*>(scales + Tile::kMultiplierWarps * (Tile::kScaleBytes / 4));
+    empty = full + Tile::kSteps;
+  }
+
+  __device__ __forceinline__ unsigned char* tokens(int step) const { return ring + step * Tile::kStepBytes; }
+  __device__ __forceinline__ unsigned char* weights(int step) const { return tokens(step) + Tile::kTokenBytes; }
+  __device__ __forceinline__ float* warp_scales(int warp) const { return scales + warp * (Tile::kScaleBytes / 4); }
+};
+
+// A place in the ring and the parity of its use.
+template <class Tile>
+struct DirectPlace {
+  int step = 0;
+  std::uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++step == Tile::kSteps) {
+      step = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// The clusters of tiles of this cluster of blocks; every thread that asks walks alike.
+//
+// The first tile's weights are on their way before the previous kernel ends, and with it what it has to say of the live
+// rows: the first tile is guessed to be that of a call with all rows alive. If it is another one, or none, the steps
+// that were begun are skipped.
+template <class Tile>
+class DirectWalk {
+ public:
+  __device__ __forceinline__ explicit DirectWalk(const DirectParams& p)
+      : tile_columns_((p.columns + Tile::kColumns - 1) / Tile::kColumns),
+        guess_(all(p.rows).place(cluster()).column),
+        early_steps_(p.depth_steps < Tile::kSteps ? p.depth_steps : Tile::kSteps) {}
+
+  __device__ __forceinline__ int guessed_column() const { return guess_; }  // of tiles
+  __device__ __forceinline__ int early_steps() const { return early_steps_; }
+
+  // Behind wait_for_previous_kernel(): how many rows are alive.
+  __device__ __forceinline__ void start(int live_rows) {
+    tiles_ = all(live_rows);
+    index_ = cluster();
+    if (valid()) place_ = tiles_.place(index_);
+  }
+  __device__ __forceinline__ bool guessed_right() const { return valid() && place_.column == guess_; }
+
+  __device__ __forceinline__ bool valid() const { return index_ < tiles_.count(); }
+  __device__ __forceinline__ void next() {
+    index_ += static_cast<int>(gridDim.x) / Tile::kCluster;
+    if (valid()) place_ = tiles_.place(index_);
+  }
+  __device__ __forceinline__ int tile_column() const { return place_.column; }
+  __device__ __forceinline__ int first_row() const {
+    return place_.row_cluster * Tile::kClusterRows + static_cast<int>(blockIdx.x) % Tile::kCluster * Tile::kTokens;
+  }
+
+ private:
+  __device__ __forceinline__ static int cluster() { return static_cast<int>(blockIdx.x) / Tile::kCluster; }
+  __device__ __forceinline__ DirectTiles all(int rows) const { return {rows, Tile::kClusterRows, tile_columns_}; }
+
+  int tile_columns_;
+  int guess_;
+  int early_steps_;
+  DirectTiles tiles_{0, Tile::kClusterRows, 1};
+  int index_ = 0;
+  DirectTiles::Place place_{0, 0};
+};
+
+__device__ __forceinline__ int live_rows_of(const DirectParams& p) {
+  return p.live_rows == nullptr ? p.rows : *p.live_rows;
+}
+
+// A box at (column, 0, 0, 0, group) of a map with five dimensions, to the same place of every block in `blocks`; the
+// bytes count at the same barrier of each.
+__device__ __forceinline__ void copy_groups(const CUtensorMap* map, std::uint64_t* barrier, void* shared, int column,
+                                            int group, std::uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%3, %4, %4, %4, %5}], [%2], %6;" ::"r"(shared_address(shared)),
+      "l"(reinterpret_cast<std::uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(0), "r"(group),
+      "h"(blocks)
+      : "memory");
+}
+
+// Of every thread of the cluster, behind publish_barriers(): all blocks' barriers can be used.
+__device__ __forceinline__ void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// One thread of each block: brings its own tokens, and its part of the weights to all blocks of the cluster. A step may
+// be filled when the multipliers of all blocks have released it. A block waits for the same bytes whoever brings them;
+// they may come before it has announced them, since no phase ends without its own arrival.
+template <class Tile>
+class DirectProducer {
+ public:
+  __device__ __forceinline__ DirectProducer(const DirectParams& p, const DirectShared<Tile>& shared)
+      : p_(p), shared_(shared), rank_(rank_in_cluster()) {}
+
+  __device__ __forceinline__ void run() {
+    DirectWalk<Tile> walk(p_);
+    int begun = walk.early_steps();
+    for (int k = 0; k < begun; ++k) begin_step(k, k, walk.guessed_column());
+    wait_for_previous_kernel();
+    walk.start(live_rows_of(p_));
+    if (!walk.guessed_right()) {
+      for (; begun > 0; --begun) bring_tokens(0, 0);
+    }
+    for (; walk.valid(); walk.next()) {
+      for (int k = 0; k < p_.depth_steps; ++k) {
+        if (begun > 0) {
+          --begun;
+        } else {
+          wait_barrier(shared_.empty + place_.step, place_.parity ^ 1);
+          begin_step(place_.step, k, walk.tile_column());
+        }
+        bring_tokens(k, walk.first_row());
+      }
+    }
+    // The other blocks arrive here as long as they multiply: this block must not end before.
+    for (int i = 0; i < Tile::kSteps; ++i) {
+      wait_barrier(shared_.empty + place_.step, place_.parity ^ 1);
+      place_.advance();
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void begin_step(int step, int k, int tile_column) const {
+    std::uint64_t* const full = shared_.full + step;
+    arrive_expecting(full, Tile::kStepBytes);
+    copy_groups(&p_.weights, full, shared_.weights(step) + rank_ * Tile::kPartBytes, k * kTileRowBytes,
+                tile_column * Tile::kGroups + rank_ * Tile::kPartGroups, Tile::kEveryBlock);
+  }
+
+  __device__ __forceinline__ void bring_tokens(int k, int first_row) {
+    copy_box(&p_.tokens, shared_.full + place_.step, shared_.tokens(place_.step), k * kTileRowBytes, first_row);
+    place_.advance();
+  }
+
+  const DirectParams& p_;
+  const DirectShared<Tile>& shared_;
+  const int rank_;
+  DirectPlace<Tile> place_;
+};
+
+}  // namespace onerec::cuda::kernels

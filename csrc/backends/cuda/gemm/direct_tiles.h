@@ -1,0 +1,74 @@
+// Which tiles of y the blocks of the direct kernel make, in which order, and which rows of W the columns of a tile are.
+// Plain C++, so that the host can test it.
+#pragma once
+
+#include <cstdint>
+
+namespace onerec::cuda::kernels {
+
+enum class DirectResult {
+  kValues,        // y
+  kSwigluValues,  // silu(gate) * up: gates and ups are a weight's halves
+};
+
+// Clusters of blocks make tiles of neighbouring rows and the same columns. Such clusters of tiles are numbered: those
+// of neighbouring rows come first, so that what runs at a time shares what it reads of W, in bands of at most kBandRows
+// rows, so that what it reads of x stays in the L2 cache while the columns go by.
+class DirectTiles {
+ public:
+  static constexpr int kBandRows = 2048;
+
+  struct Place {
+    int row_cluster;
+    int column;  // of tiles
+  };
+
+  // `cluster_rows`: of a cluster of tiles, at most kBandRows.
+  constexpr DirectTiles(int rows, int cluster_rows, int columns)
+      : row_clusters_((rows + cluster_rows - 1) / cluster_rows), columns_(columns), band_(kBandRows / cluster_rows) {}
+
+  constexpr int count() const { return row_clusters_ * columns_; }
+
+  constexpr Place place(int index) const {
+    const int per_band = band_ * columns_;
+    const int first = index / per_band * band_;
+    const int rest = index % per_band;
+    const int left = row_clusters_ - first;
+    const int height = left < band_ ? left : band_;
+    return {first + rest % height, rest / height};
+  }
+
+ private:
+  int row_clusters_;
+  int columns_;
+  int band_;  // row clusters of a band
+};
+
+// The matrix instruction gives a thread with lane % 4 = q the columns 8i + 2q and 8i + 2q + 1. For 8 neighbouring
+// columns of the result per thread, the copy engine brings the rows of W in another order: as boxes of a tensor with
+// the dimensions (b, q, i, group) besides K, whose strides are these. Column 8i + 2q + b of a group is
+//   kValues: row 8q + 2i + b of the group's 32;
+//   kSwigluValues: the gate (b = 0) or the up (b = 1) of hidden column 8q + i of the group's 32.
+struct WeightBoxes {
+  std::int64_t extents[4];
+  std::int64_t strides[4];  // in rows of W
+  int box[4];
+};
+
+constexpr int kResultGroup = 32;  // columns of the result; of W's rows twice as many for kSwigluValues
+
+constexpr int group_rows(DirectResult result) {
+  return result == DirectResult::kSwigluValues ? 2 * kResultGroup : kResultGroup;
+}
+
+// Boxes of `box_rows` rows of a weight of `outputs` rows; both are multiples of group_rows().
+constexpr WeightBoxes weight_boxes(DirectResult result, std::int64_t outputs, int box_rows) {
+  const std::int64_t groups = outputs / group_rows(result);
+  const int box_groups = box_rows / group_rows(result);
+  if (result == DirectResult::kSwigluValues) {
+    return {{2, 4, 8, groups}, {outputs / 2, 8, 1, kResultGroup}, {2, 4, 8, box_groups}};
+  }
+  return {{2, 4, 4, groups}, {1, 8, 2, kResultGroup}, {2, 4, 4, box_groups}};
+}
+
+}  // namespace onerec::cuda::kernels

@@ -1,0 +1,45 @@
+// Copies from global to shared memory that a thread waits for later. Each is seen by the thread that asked for it.
+#pragma once
+
+#include "backends/cuda/kernels/numeric.cuh"
+
+namespace onerec::cuda::kernels {
+
+// 16 bytes, both addresses multiples of 16. They go past L1, and L2 reads on: for what is read once, in order.
+__device__ __forceinline__ void copy_vector_async(uint4* shared, const void* global) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global)
+               : "memory");
+#else
+  *shared = *static_cast<const uint4*>(global);
+#endif
+}
+
+// The copies since the last call become a group, if only an empty one.
+__device__ __forceinline__ void close_copies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until all groups of this thread but the last kGroups are there.
+template <int kGroups>
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+#endif
+}
+
+// Asks for `bytes` bytes, for L2; both are multiples of 16.
+__device__ __forceinline__ void prefetch_to_l2(const void* global, std::uint32_t bytes) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+#else
+  (void)global;
+  (void)bytes;
+#endif
+}
+
+}  // namespace onerec::cuda::kernels

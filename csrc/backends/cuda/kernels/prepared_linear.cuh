@@ -1,0 +1,170 @@
+// small_linear whose x every block makes for itself, in shared memory: for few rows that costs less than a kernel of
+// their own, and the weights are on their way meanwhile. x and the sums are those of the separate kernels, bit for bit.
+#pragma once
+
+#include "backends/cuda/kernels/rms_norm.cuh"
+#include "backends/cuda/kernels/small_linear.cuh"
+#include "backends/cuda/kernels/swiglu.cuh"
+
+namespace onerec::cuda::kernels {
+
+// What x is made by. Where W has codes, the values are coded per row.
+enum class RowMaker { kNorm, kSwiglu, kCopy };
+
+// Where x is made from: rows of T.
+struct RowSource {
+  const void* rows = nullptr;  // [rows, inputs]; kSwiglu: [rows, 2 * inputs], gates before ups
+  std::int64_t stride = 0;
+  const float* gamma = nullptr;  // kNorm
+  float eps = 0.0f;
+  int members = kSmallLinearThreads;  // threads that share a row; kNorm: as many as rms_norm_kernel's teams have
+};
+
+// Vectors of a row that a thread holds.
+template <RowMaker kMaker>
+inline constexpr int kMadeVectors = kMaker == RowMaker::kSwiglu ? 4 : 2;
+
+// A thread's share of a row of `vectors` vectors of T. The members of the block's team hold all of it.
+template <class T, RowMaker kMaker>
+struct MadeRow {
+  static constexpr int kVectors = kMadeVectors<kMaker>;
+  static constexpr int kN = kVector<T>;
+  using Team = BlockTeam<kSmallLinearThreads>;
+
+  int vectors;
+  int members;
+  float gamma[kMaker == RowMaker::kNorm ? kVectors : 1][kN];
+  float values[kVectors][kN];
+
+  // Reads what is constant.
+  __device__ __forceinline__ MadeRow(const RowSource& from, std::int64_t width)
+      : vectors(static_cast<int>(width / kN)), members(from.members) {
+    if constexpr (kMaker == RowMaker::kNorm) {
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        if (holds(i)) load_factors(from.gamma + vector(i) * kN, gamma[i]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ int vector(int i) const { return static_cast<int>(threadIdx.x) + i * members; }
+  __device__ __forceinline__ bool holds(int i) const {
+    return static_cast<int>(threadIdx.x) < members && vector(i) < vectors;
+  }
+  __device__ __forceinline__ uint4 load(const T* row, int i) const {
+    return holds(i) ? load_vector(row + vector(i) * kN) : make_uint4(0, 0, 0, 0);
+  }
+
+  // Every thread of the block calls it.
+  __device__ __forceinline__ void make(const RowSource& from, std::int64_t row, Team& team) {
+    const T* const at = static_cast<const T*>(from.rows) + row * from.stride;
+    if constexpr (kMaker == RowMaker::kSwiglu) {
+      uint4 gates[kVectors];
+      uint4 ups[kVectors];
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        gates[i] = load(at, i);
+        ups[i] = load(at + vectors * kN, i);
+      }
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        float up[kN];
+        unpack<T>(gates[i], values[i]);
+        unpack<T>(ups[i], up);
+#pragma unroll
+        for (int j = 0; j < kN; ++j) values[i][j] = silu_product(values[i][j], up[j]);
+      }
+    } else {
+      uint4 held[kVectors];
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) held[i] = load(at, i);
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) unpack<T>(held[i], values[i]);
+    }
+    if constexpr (kMaker == RowMaker::kNorm) {
+      const float width = static_cast<float>(static_cast<std::int64_t>(vectors) * kN);
+      const float rstd = 1.0f / sqrtf(team.sum(sum_of_squares(values)) / width + from.eps);
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        if (!holds(i)) continue;  // stays 0 even if rstd is infinite
+#pragma unroll
+        for (int j = 0; j < kN; ++j) values[i][j] = values[i][j] * rstd * gamma[i][j];
+      }
+    }
+  }
+
+  // Codes and their scale, both in shared memory. Every thread of the block calls it.
+  __device__ __forceinline__ void store(std::uint8_t* x, float* scale_of_row, Team& team) const {
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) largest = max_or_nan(largest, magnitude_of(values[i]));
+    const float scale = e4m3_scale(team.max_magnitude(largest));
+    const float inverse = 1.0f / scale;
+    if (threadIdx.x == 0) *scale_of_row = scale;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (holds(i)) store_codes(x + vector(i) * kN, values[i], inverse);
+    }
+  }
+
+  __device__ __forceinline__ void store(T* x, float*, Team&) const {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (holds(i)) store_vector(x + vector(i) * kN, pack<T>(values[i]));
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ void load_factors(const float* from, float (&factors)[kN]) {
+#pragma unroll
+    for (int j = 0; j < kN; j += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(from + j);
+      factors[j] = four.x;
+      factors[j + 1] = four.y;
+      factors[j + 2] = four.z;
+      factors[j + 3] = four.w;
+    }
+  }
+};
+
+__host__ __device__ constexpr std::int64_t prepared_linear_bytes(std::int64_t inputs, std::int64_t value_bytes,
+                                                                 int rows) {
+  return small_linear_slots() * static_cast<std::int64_t>(sizeof(uint4)) + rows * inputs * value_bytes;
+}
+
+// At most kRows rows, whole vectors everywhere, W of one expert and without scales of blocks; p.x, p.x_scales and
+// p.vectors are not looked at. Nothing that `from` names overlaps y. Dynamic shared memory: prepared_linear_bytes().
+template <WeightKind kKind, class Y, int kRows, class T, RowMaker kMaker>
+__global__ void __launch_bounds__(kSmallLinearThreads, kMaker == RowMaker::kSwiglu ? 2 : 3)
+    prepared_linear_kernel(SmallLinearParams p, const __grid_constant__ RowSource from) {
+  using Value = typename WeightTraits<kKind>::Value;
+  static_assert(kKind == WeightKind::kFp8Channel || std::is_same_v<T, Value>, "dense values are made as they are read");
+  __shared__ float parts[kSmallLinearWarps][kRows * kSmallLinearOutputs];
+  __shared__ float scales[kRows];
+  auto* const slots = dynamic_shared<uint4>();
+  auto* const x = reinterpret_cast<Value*>(slots + small_linear_slots());
+  p.vectors = 1;  // known to the compiler
+  const OutputShare share(p);
+  WeightStream<kKind> weights(p, share, slots);
+  weights.start(p, share, 0);
+  weights.prefetch_rest(p, share);
+  MadeRow<T, kMaker> made(from, p.inputs);
+  overlap_with_neighbours();
+
+  const RowChunk chunk = find_chunk<kRows>(p, 0);
+  BlockTeam<kSmallLinearThreads> team;
+  for (int r = 0; r < chunk.count; ++r) {
+    made.make(from, r, team);
+    made.store(x + r * p.inputs, scales + r, team);
+  }
+  __syncthreads();
+  if (chunk.count > 0) {  // the same for all threads
+    p.x = x;
+    p.x_stride = p.inputs;
+    p.x_scales = scales;
+    multiply_chunk<kKind, Y, kRows>(p, share, chunk, weights, parts);
+  }
+  wait_for_copies<0>();
+}
+
+}  // namespace onerec::cuda::kernels

@@ -1,0 +1,60 @@
+#include "support/dense_kernels.h"
+
+#include "support/device.h"
+#if defined(ONEREC_TEST_CUDA)
+#include "backends/cuda/gemm/dense_gemm.h"
+#include "backends/cuda/gemm/gemm_configs.h"
+#endif
+
+namespace onerec::test {
+
+#if defined(ONEREC_TEST_CUDA)
+namespace {
+
+DenseKernel kernel_of(const cuda::GemmConfig& config, int index, const std::string& name) {
+  return {.name = name,
+          .config = index,
+          .in = cuda::input_bytes(config.types) == 1 ? DType::kE4M3 : DType::kBF16,
+          .out = cuda::output_bytes(config.types) == 4 ? DType::kF32 : DType::kBF16,
+          .output_multiple = config.schedule == cuda::GemmSchedule::kDirect ? cuda::kDirectMultiple : 16};
+}
+
+}  // namespace
+
+std::vector<DenseKernel> dense_kernels() {
+  std::vector<DenseKernel> kernels;
+  if (test_device() != TestDevice::kCuda) return kernels;
+  for (int i = 0; i < cuda::kGemmConfigCount; ++i) {
+    kernels.push_back(kernel_of(cuda::kGemmConfigs[i], i, cuda::gemm_name(i)));
+  }
+  return kernels;
+}
+
+std::vector<DenseKernel> dense_swiglu_kernels() {
+  std::vector<DenseKernel> kernels;
+  if (test_device() != TestDevice::kCuda) return kernels;
+  for (int i = 0; i < cuda::kSwigluConfigCount; ++i) {
+    kernels.push_back(kernel_of(cuda::kSwigluConfigs[i], i, cuda::swiglu_gemm_name(i)));
+  }
+  return kernels;
+}
+
+void run_kernel(Stream& stream, const LinearParams& params, const DenseKernel& kernel, int blocks) {
+  cuda::dense_gemm(stream, params, kernel.config, blocks);
+}
+
+void run_kernel(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, const DenseKernel& kernel,
+                int blocks) {
+  cuda::swiglu_gemm(stream, params, hidden, kernel.config, blocks);
+}
+#else
+std::vector<DenseKernel> dense_kernels() { return {}; }
+
+std::vector<DenseKernel> dense_swiglu_kernels() { return {}; }
+
+void run_kernel(Stream&, const LinearParams&, const DenseKernel&, int) {}
+
+void run_kernel(Stream&, const LinearSwigluParams&, const Matrix&, const DenseKernel&, int) {}
+#endif
+
+}  // namespace onerec::test

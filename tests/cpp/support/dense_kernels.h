@@ -1,0 +1,28 @@
+// The tensor-core kernels of dense products, one by one. Without a GPU there are none.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ops/linear.h"
+#include "ops/linear_swiglu.h"
+
+namespace onerec::test {
+
+struct DenseKernel {
+  std::string name;
+  int config;
+  DType in;
+  DType out;
+  std::int64_t output_multiple;
+};
+
+std::vector<DenseKernel> dense_kernels();
+std::vector<DenseKernel> dense_swiglu_kernels();
+
+// On `blocks` blocks of the GPU, or as many as form a cluster. Of the swiglu params' results, `hidden` is written.
+void run_kernel(Stream& stream, const LinearParams& params, const DenseKernel& kernel, int blocks);
+void run_kernel(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, const DenseKernel& kernel,
+                int blocks);
+
+}  // namespace onerec::test
