@@ -156,8 +156,7 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
                              .kv_heads = config.num_key_value_heads,
                              .head_dim = config.head_dim,
                              .scale = config.attention_scale,
-                             .rows = rows,
-                             .next = layer.self_o.get()};
+                             .rows = rows};
   for (std::size_t s = 0; s <= t; ++s) params.qkv[s] = qkv_[s][l];
   if (step > 0) {
     for (std::size_t s = 0; s < t; ++s) params.ancestry[s] = inputs_.ancestry[t][s];

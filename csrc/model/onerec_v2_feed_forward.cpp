@@ -75,8 +75,7 @@ RmsNormParams FeedForward::norm(const Matrix& h, const LayerWeights& layer, cons
           .y = outputs.y,
           .quantized = outputs.quantized,
           .quantized_blocks = outputs.quantized_blocks,
-          .rows = rows,
-          .next = outputs.next};
+          .rows = rows};
 }
 
 void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows) {
@@ -85,8 +84,7 @@ void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Exten
     mixture(h, layer, rows);
     return;
   }
-  const RmsNormParams input =
-      norm(h, layer, {.y = values_of(x_), .quantized = codes_of(x_), .next = layer.dense.gate_up.get()}, rows);
+  const RmsNormParams input = norm(h, layer, {.y = values_of(x_), .quantized = codes_of(x_)}, rows);
   dense(&input, layer.dense, x_, h, h, rows);
 }
 
@@ -168,14 +166,10 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
   // One norm for the router, the experts and the shared network. The network's codes have a scale per row.
   const bool in_blocks = expert_x_.scale_kind == ScaleKind::kPerBlock;
   const Operand& shared_x = in_blocks ? x_ : expert_x_;
-  // With enough rows all experts are read.
-  const LinearWeight* next = rows.capacity >= config.n_routed_experts ? layer.experts.gate_up.get() : nullptr;
   if (in_blocks && layer.shared.width > 0) {
-    rms_norm(
-        context_,
-        norm(h, layer, {.y = router_x_, .quantized = shared_x, .quantized_blocks = expert_x_, .next = next}, rows));
+    rms_norm(context_, norm(h, layer, {.y = router_x_, .quantized = shared_x, .quantized_blocks = expert_x_}, rows));
   } else {
-    rms_norm(context_, norm(h, layer, {.y = router_x_, .quantized = codes_of(expert_x_), .next = next}, rows));
+    rms_norm(context_, norm(h, layer, {.y = router_x_, .quantized = codes_of(expert_x_)}, rows));
   }
   linear(context_, {.x = {.values = router_x_}, .weight = layer.router.get(), .y = router_logits_, .rows = rows});
   route(context_, {.logits = router_logits_,

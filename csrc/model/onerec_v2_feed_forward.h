@@ -36,7 +36,6 @@ class FeedForward {
     Matrix y = {};
     Operand quantized = {};
     Operand quantized_blocks = {};
-    const LinearWeight* next = nullptr;
   };
   RmsNormParams norm(const Matrix& h, const LayerWeights& layer, const NormOutputs& outputs, const Extent& rows) const;
 

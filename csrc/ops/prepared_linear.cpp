@@ -27,17 +27,9 @@ Written written_by(const Params& p) {
 
 Written written_by(const QuantizeParams& p) { return {p.quantized.values.data, p.quantized.values.stride}; }
 
-void issue(OpContext& context, RmsNormParams p, const LinearWeight* next) {
-  p.next = next;
-  rms_norm(context, p);
-}
-
-void issue(OpContext& context, const SwigluParams& p, const LinearWeight*) { swiglu(context, p); }
-
-void issue(OpContext& context, QuantizeParams p, const LinearWeight* next) {
-  p.next = next;
-  quantize(context, p);
-}
+void issue(OpContext& context, const RmsNormParams& p) { rms_norm(context, p); }
+void issue(OpContext& context, const SwigluParams& p) { swiglu(context, p); }
+void issue(OpContext& context, const QuantizeParams& p) { quantize(context, p); }
 
 template <class Params>
 void check(const OpContext& context, const Params& input, const LinearParams& product) {
@@ -63,7 +55,7 @@ void check(const OpContext& context, const PreparedLinearParams& params) {
 }
 
 void issue_parts(OpContext& context, const PreparedLinearParams& params) {
-  std::visit([&](const auto& input) { issue(context, input, params.product.weight); }, params.input);
+  std::visit([&](const auto& input) { issue(context, input); }, params.input);
   linear(context, params.product);
 }
 

@@ -6,8 +6,6 @@
 
 namespace onerec {
 
-class LinearWeight;
-
 // Each row of x holds `groups` consecutive groups of gamma's width, each normalised on its own (groups = 1: RMSNorm of
 // the row; groups = heads: qk-norm). Any of the outputs may be asked for together; `y` may be x itself. gamma is a
 // weight: nothing that is still under way in the stream writes it.
@@ -21,7 +19,6 @@ struct RmsNormParams {
   Operand quantized = {};         // E4M3 codes of the FP32 norm value, kPerRow or kPerBlock, groups = 1; or data = null
   Operand quantized_blocks = {};  // beside kPerRow codes in `quantized`: those of kPerBlock; or data = null
   Extent rows = {};
-  const LinearWeight* next = nullptr;  // a hint: the weight that is read next, which a backend may bring nearer
 };
 
 void rms_norm(OpContext& context, const RmsNormParams& params);

@@ -8,8 +8,6 @@
 
 namespace onerec {
 
-class LinearWeight;
-
 inline constexpr int kMaxLevels = 8;
 
 // Step s of this layer left its projections in qkv[s]: [rows of step s, (heads + 2 * kv_heads) * head_dim] with q, k, v
@@ -27,7 +25,6 @@ struct SelfAttentionParams {
   std::int64_t head_dim = 0;
   float scale = 0.0f;
   Extent rows = {};
-  const LinearWeight* next = nullptr;  // a hint: the weight that is read next, which a backend may bring nearer
 };
 
 void self_attention(OpContext& context, const SelfAttentionParams& params);

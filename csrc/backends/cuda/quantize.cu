@@ -3,7 +3,6 @@
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/quantize.cuh"
 #include "backends/cuda/launch.h"
-#include "backends/cuda/next_read.h"
 #include "backends/cuda/row_launch.h"
 
 namespace onerec::cuda {
@@ -30,8 +29,7 @@ void launch_quantize(Stream& stream, const QuantizeParams& p, int multiprocessor
                                              .cols = p.x.cols,
                                              .x = p.x.data,
                                              .x_stride = p.x.stride,
-                                             .quantized = code_rows(p.quantized),
-                                             .next = next_read(p.next, p.rows.capacity)};
+                                             .quantized = code_rows(p.quantized)};
   const LaunchShape shape = row_shape(plan, p.rows, multiprocessors);
   if (plan.threads == 0) return launch(stream, kName, kernels::quantize_plain_kernel<T>, shape, arguments);
   with_team<kernels::BlockTeam<kWholeRowThreads>, kPerThread, 2 * kPerThread>(plan, [&](auto team, auto vectors) {

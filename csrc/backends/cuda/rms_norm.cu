@@ -3,7 +3,6 @@
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/rms_norm.cuh"
 #include "backends/cuda/launch.h"
-#include "backends/cuda/next_read.h"
 #include "backends/cuda/row_launch.h"
 
 namespace onerec::cuda {
@@ -41,8 +40,7 @@ void launch_norm(Stream& stream, const RmsNormParams& p, int multiprocessors) {
                                             .y = p.y.data,
                                             .y_stride = p.y.stride,
                                             .quantized = code_rows(p.quantized),
-                                            .quantized_blocks = code_rows(p.quantized_blocks),
-                                            .next = next_read(p.next, p.rows.capacity)};
+                                            .quantized_blocks = code_rows(p.quantized_blocks)};
   const LaunchShape shape = row_shape(plan, p.rows, multiprocessors);
   if (plan.threads == 0) return launch(stream, kName, kernels::rms_norm_plain_kernel<T>, shape, arguments);
   with_team<kernels::BlockTeam<kWholeRowThreads>, kPerThread, 2 * kPerThread>(plan, [&](auto team, auto vectors) {

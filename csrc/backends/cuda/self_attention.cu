@@ -6,7 +6,6 @@
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/self_attention.cuh"
 #include "backends/cuda/launch.h"
-#include "backends/cuda/next_read.h"
 #include "backends/cuda/row_launch.h"
 
 namespace onerec::cuda {
@@ -94,8 +93,7 @@ void CudaBackend::self_attention(Stream& stream, const SelfAttentionParams& p) {
                                             .rounds = static_cast<std::int32_t>(plan.rounds),
                                             .out = p.out.data,
                                             .out_stride = p.out.stride,
-                                            .quantized = code_rows(p.quantized),
-                                            .next = next_read(p.next, p.rows.capacity)};
+                                            .quantized = code_rows(p.quantized)};
   for (int s = 0; s <= p.step; ++s) {
     const auto at = static_cast<std::size_t>(s);
     arguments.qkv[s] = p.qkv[at].data;

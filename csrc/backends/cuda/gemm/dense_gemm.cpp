@@ -48,11 +48,12 @@ std::string name_of(const GemmConfig& c) {
   const char* types = c.types == GemmTypes::kFp8ToBf16    ? "fp8_bf16"
                       : c.types == GemmTypes::kBf16ToBf16 ? "bf16_bf16"
                                                           : "bf16_f32";
+  const std::string schedule = c.schedule == GemmSchedule::kPingpong      ? "pingpong"
+                               : c.schedule == GemmSchedule::kCooperative ? "cooperative"
+                               : c.schedule == GemmSchedule::kDirect      ? "direct"
+                                                                          : concat("split ", c.depth_parts);
   return concat(types, " ", c.tile_rows, "x", c.tile_outputs, "x", c.tile_bytes / input_bytes(c.types), " cluster ",
-                c.cluster,
-                c.schedule == GemmSchedule::kPingpong      ? " pingpong"
-                : c.schedule == GemmSchedule::kCooperative ? " cooperative"
-                                                           : " direct");
+                c.cluster, " ", schedule);
 }
 
 }  // namespace

@@ -13,10 +13,14 @@ namespace {
 
 using Run = const char* (*)(const DenseGemmCall&);
 
-// Null for GemmSchedule::kDirect.
+constexpr bool is_ours(GemmSchedule schedule) {
+  return schedule == GemmSchedule::kDirect || schedule == GemmSchedule::kSplit;
+}
+
+// Null for kernels that are not CUTLASS's.
 template <int kConfig>
 constexpr Run kernel_of() {
-  if constexpr (kGemmConfigs[kConfig].schedule == GemmSchedule::kDirect) {
+  if constexpr (is_ours(kGemmConfigs[kConfig].schedule)) {
     return nullptr;
   } else {
     return run_dense_gemm<kConfig>;
@@ -69,6 +73,7 @@ void dense_gemm(Stream& stream, const LinearParams& params, int config, int mult
   call.residual_stride = params.residual.stride;
   if (params.activation == Activation::kLeakyRelu) call.negative_slope = params.negative_slope;
   if (chosen.schedule == GemmSchedule::kDirect) return run_direct(stream, call, direct_fp8(chosen), "linear");
+  if (chosen.schedule == GemmSchedule::kSplit) return run_direct(stream, call, split_fp8(chosen), "linear");
   const char* problem = kKernels[static_cast<std::size_t>(config)](call);
   if (problem == nullptr) return;
   throw DeviceError(concat("[linear] got \"", problem, "\" for kernel ", gemm_name(config), " of ", call.rows, " x [",

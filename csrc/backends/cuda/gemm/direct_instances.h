@@ -1,4 +1,5 @@
-// The instances of the direct kernel (direct_kernel.cuh), a source file per result.
+// The instances of the direct kernel (direct_kernel.cuh), a source file per result, and those of the split kernel
+// (split_kernel.cuh).
 #pragma once
 
 #include "backends/cuda/gemm/dense_instances.h"
@@ -10,6 +11,9 @@ using DirectRunner = void (*)(Stream& stream, const DenseGemmCall& call);
 
 // The kernel of a configuration with GemmSchedule::kDirect; null if there is none.
 DirectRunner direct_fp8(const GemmConfig& config);
+
+// The same with GemmSchedule::kSplit.
+DirectRunner split_fp8(const GemmConfig& config);
 
 // The same for silu(gate) * up in place of y: the call's outputs are the weight's, y and the residual (null) have half
 // as many columns.

@@ -15,6 +15,7 @@ enum class GemmSchedule : std::uint8_t {
   kPingpong,     // two groups of warps work on a tile each: one multiplies while the other stores
   kCooperative,  // two groups of warps share a tile: larger tiles, less traffic
   kDirect,       // the same, but one stores its half while the other still multiplies: direct_kernel.cuh, FP8 alone
+  kSplit,        // a tile's K is divided among thread blocks, which add up their sums: split_kernel.cuh, FP8 alone
 };
 
 struct GemmConfig {
@@ -24,10 +25,11 @@ struct GemmConfig {
   int tile_bytes;  // of K, per step
   int cluster;     // row tiles whose thread blocks share what they load of W
   GemmSchedule schedule;
+  int depth_parts = 1;  // of K: thread blocks that share a tile
 };
 
 // A configuration's index is its name towards dense_gemm(). dense_instances_<i>.cu build them, those of kDirect
-// direct_fp8.cu.
+// direct_fp8.cu, those of kSplit split_fp8.cu.
 inline constexpr GemmConfig kGemmConfigs[] = {
     {GemmTypes::kFp8ToBf16, 64, 16, 256, 1, GemmSchedule::kPingpong},
     {GemmTypes::kFp8ToBf16, 64, 32, 256, 1, GemmSchedule::kPingpong},
@@ -54,6 +56,13 @@ inline constexpr GemmConfig kGemmConfigs[] = {
     {GemmTypes::kFp8ToBf16, 128, 192, 128, 2, GemmSchedule::kDirect},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kDirect},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 4, GemmSchedule::kDirect},
+    {GemmTypes::kFp8ToBf16, 128, 96, 128, 1, GemmSchedule::kSplit, 2},
+    {GemmTypes::kFp8ToBf16, 128, 96, 128, 2, GemmSchedule::kSplit, 2},
+    {GemmTypes::kFp8ToBf16, 128, 112, 128, 1, GemmSchedule::kSplit, 2},
+    {GemmTypes::kFp8ToBf16, 128, 112, 128, 2, GemmSchedule::kSplit, 2},
+    {GemmTypes::kFp8ToBf16, 128, 128, 128, 1, GemmSchedule::kSplit, 2},
+    {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kSplit, 2},
+    {GemmTypes::kFp8ToBf16, 128, 128, 128, 1, GemmSchedule::kSplit, 4},
 };
 inline constexpr int kGemmConfigCount = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
 

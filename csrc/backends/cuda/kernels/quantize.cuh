@@ -2,7 +2,6 @@
 #pragma once
 
 #include "backends/cuda/kernels/grid_dependency.cuh"
-#include "backends/cuda/kernels/next_read.cuh"
 #include "backends/cuda/kernels/row_quantize.cuh"
 
 namespace onerec::cuda::kernels {
@@ -14,14 +13,12 @@ struct QuantizeArguments {
   const void* x = nullptr;
   std::int64_t x_stride = 0;
   CodeRows quantized = {};
-  NextRead next = {};
 };
 
 // `cols` is a multiple of a vector of T; x and its rows are aligned to vectors, the codes to as many codes.
 template <class T, class Team, int kVectors>
 __global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResidentThreads / Team::kMaxThreads)
     quantize_kernel(const __grid_constant__ QuantizeArguments p) {
-  prefetch_share(p.next);
   overlap_with_neighbours();
   constexpr int kN = kVector<T>;
   Team team;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "backends/cuda/kernels/grid_dependency.cuh"
-#include "backends/cuda/kernels/next_read.cuh"
 #include "backends/cuda/kernels/row_quantize.cuh"
 
 namespace onerec::cuda::kernels {
@@ -22,7 +21,6 @@ struct RmsNormArguments {
   std::int64_t y_stride = 0;
   CodeRows quantized = {};         // parts = 1
   CodeRows quantized_blocks = {};  // parts = 1, per block
-  NextRead next = {};
 };
 
 template <int kN>
@@ -82,7 +80,6 @@ __device__ __forceinline__ float sum_of_squares(const float (&values)[kVectors][
 template <class T, class Team, int kVectors>
 __global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResidentThreads / Team::kMaxThreads)
     rms_norm_kernel(const __grid_constant__ RmsNormArguments p) {
-  prefetch_share(p.next);
   constexpr int kN = kVector<T>;
   float gamma[kVectors][kN];
   load_gamma<Team>(p, gamma);

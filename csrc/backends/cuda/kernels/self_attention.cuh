@@ -2,7 +2,6 @@
 #pragma once
 
 #include "backends/cuda/kernels/grid_dependency.cuh"
-#include "backends/cuda/kernels/next_read.cuh"
 #include "backends/cuda/kernels/row_quantize.cuh"
 
 namespace onerec::cuda::kernels {
@@ -36,7 +35,6 @@ struct SelfAttentionArguments {
   void* out = nullptr;
   std::int64_t out_stride = 0;
   CodeRows quantized = {};  // kPerRow instead of `out`
-  NextRead next = {};
 };
 
 __device__ __forceinline__ std::int32_t live_rows(const SelfAttentionArguments& p) {
@@ -139,7 +137,6 @@ __device__ __forceinline__ uint4 attend_head(const SelfAttentionArguments& p, co
 template <class T, int kLanes, int kMost>
 __global__ void __launch_bounds__(kSelfAttentionThreads, resident_attention_blocks<T>(kMost))
     self_attention_kernel(const __grid_constant__ SelfAttentionArguments p) {
-  prefetch_share(p.next);
   overlap_with_neighbours();
   constexpr int kN = kVector<T>;
   const auto heads_at_once = static_cast<std::int32_t>(blockDim.x) / kLanes;
