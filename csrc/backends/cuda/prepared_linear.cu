@@ -73,19 +73,23 @@ Recipe recipe_of(const PreparedLinearParams& params) {
 }
 
 template <WeightKind kKind, class Y, int kRows, class T, RowMaker kMaker>
-void run(Stream& stream, const SmallLinearParams& product, const RowSource& source) {
+void run(Stream& stream, const SmallLinearParams& product, const RowSource& source, int multiprocessors) {
   using Value = typename kernels::WeightTraits<kKind>::Value;
-  const dim3 grid(static_cast<unsigned>(kernels::small_linear_blocks(product.outputs, product.split)));
+  // All blocks are there at once and have as many groups of outputs as the others, if they can.
+  const std::int64_t groups = kernels::small_linear_blocks(product.outputs, product.split);
+  const std::int64_t resident = std::int64_t{multiprocessors} * kernels::kPreparedBlocks<kMaker>;
+  const std::int64_t turns = (groups + resident - 1) / resident;
+  const dim3 grid(static_cast<unsigned>((groups + turns - 1) / turns));
   const std::int64_t bytes = kernels::prepared_linear_bytes(product.inputs, sizeof(Value), kRows);
   launch(stream, kName, kernels::prepared_linear_kernel<kKind, Y, kRows, T, kMaker>,
          {grid, dim3(kernels::kSmallLinearThreads), static_cast<std::size_t>(bytes)}, product, source);
 }
 
 template <WeightKind kKind, class Y, class T>
-void run_maker(Stream& stream, const SmallLinearParams& product, const Recipe& recipe) {
+void run_maker(Stream& stream, const SmallLinearParams& product, const Recipe& recipe, int multiprocessors) {
   const auto run_rows = [&](auto maker) {
-    if (product.rows == 1) return run<kKind, Y, 1, T, maker.value>(stream, product, recipe.source);
-    run<kKind, Y, kMaxRows, T, maker.value>(stream, product, recipe.source);
+    if (product.rows == 1) return run<kKind, Y, 1, T, maker.value>(stream, product, recipe.source, multiprocessors);
+    run<kKind, Y, kMaxRows, T, maker.value>(stream, product, recipe.source, multiprocessors);
   };
   switch (recipe.maker) {
     case RowMaker::kNorm:
@@ -123,12 +127,15 @@ void CudaBackend::prepared_linear(Stream& stream, const PreparedLinearParams& pa
   const bool float_sums = params.product.y.dtype == DType::kF32;
   switch (weight_kind(*params.product.weight)) {
     case WeightKind::kFloat:
-      return run_maker<WeightKind::kFloat, float, float>(stream, product, recipe);
+      return run_maker<WeightKind::kFloat, float, float>(stream, product, recipe, limits_.multiprocessors);
     case WeightKind::kBf16:
-      return float_sums ? run_maker<WeightKind::kBf16, float, kernels::bf16>(stream, product, recipe)
-                        : run_maker<WeightKind::kBf16, kernels::bf16, kernels::bf16>(stream, product, recipe);
+      return float_sums
+                 ? run_maker<WeightKind::kBf16, float, kernels::bf16>(stream, product, recipe, limits_.multiprocessors)
+                 : run_maker<WeightKind::kBf16, kernels::bf16, kernels::bf16>(stream, product, recipe,
+                                                                              limits_.multiprocessors);
     default:
-      return run_maker<WeightKind::kFp8Channel, kernels::bf16, kernels::bf16>(stream, product, recipe);
+      return run_maker<WeightKind::kFp8Channel, kernels::bf16, kernels::bf16>(stream, product, recipe,
+                                                                              limits_.multiprocessors);
   }
 }
 

@@ -18,9 +18,11 @@ constexpr double kLoadBytesPerClock = 64.0;
 constexpr double kL2BytesPerMicrosecond = 7.0e6;
 constexpr double kMemoryBytesPerMicrosecond = 2.9e6;
 // Estimates, in clocks.
-constexpr double kStartClocks = 1500.0;   // of a kernel: barriers, descriptors, the first load
-constexpr double kTileClocks = 500.0;     // of a tile, besides its steps along K
-constexpr double kStoredPerClock = 16.0;  // elements of y
+constexpr double kStartClocks = 1500.0;    // of a kernel: barriers, descriptors, the first load
+constexpr double kTileClocks = 500.0;      // of a tile, besides its steps along K
+constexpr double kStoredPerClock = 16.0;   // elements of y
+constexpr double kExchangeClocks = 600.0;  // of sums between the blocks of a tile, besides their bytes
+constexpr double kSentBytesPerClock = 32.0;
 constexpr double kPlainStartClocks = 1000.0;
 constexpr double kPlainPerMicrosecond = 18e6;  // instructions x lanes, at 60 % of the issue rate
 
@@ -45,12 +47,13 @@ double plain_microseconds(const GemmShape& s) {
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Waves of tiles x the clocks of a tile, but no less than what memory and L2 take.
+// Waves of tiles x the clocks of a tile or of its largest part, but no less than what memory and L2 take.
 double tensor_microseconds(const GemmShape& s, const GemmConfig& c) {
-  const double k_bytes = static_cast<double>(ceil_div(s.inputs * input_bytes(s.types), c.tile_bytes) * c.tile_bytes);
+  const std::int64_t steps = ceil_div(s.inputs * input_bytes(s.types), c.tile_bytes);
+  const auto k_bytes = static_cast<double>(ceil_div(steps, c.depth_parts) * c.tile_bytes);
   const std::int64_t clusters =
       ceil_div(s.rows, std::int64_t{c.tile_rows} * c.cluster) * ceil_div(s.outputs, c.tile_outputs);
-  const std::int64_t resident = std::max(1, s.multiprocessors / c.cluster);
+  const std::int64_t resident = std::max(1, s.multiprocessors / (c.cluster * c.depth_parts));
   const auto waves = static_cast<double>(ceil_div(clusters, resident));
 
   const double rows = c.tile_rows;
@@ -62,12 +65,15 @@ double tensor_microseconds(const GemmShape& s, const GemmConfig& c) {
   const double multiply = k_bytes / 32.0 * std::max(products * outputs * kTensorClocksPerOutput, shared) / kSustained;
   const double tile_bytes = (rows + outputs / c.cluster) * k_bytes;
   const double load = tile_bytes / kLoadBytesPerClock;
-  const double store = rows * outputs / kStoredPerClock;
+  const double parts = c.depth_parts;
+  const double store = rows * outputs / parts / kStoredPerClock;
+  const double exchange =
+      c.depth_parts == 1 ? 0.0 : kExchangeClocks + rows * outputs * 4.0 * (parts - 1.0) / parts / kSentBytesPerClock;
   // All but the last tile's stores are hidden; the cooperative schedule hides none.
   const bool hidden = c.schedule != GemmSchedule::kCooperative;
   const double clocks =
-      waves * (std::max(multiply, load) + kTileClocks + (hidden ? 0.0 : store)) + (hidden ? store : 0.0);
-  const double l2 = static_cast<double>(clusters * c.cluster) * tile_bytes / kL2BytesPerMicrosecond;
+      waves * (std::max(multiply, load) + kTileClocks + exchange + (hidden ? 0.0 : store)) + (hidden ? store : 0.0);
+  const double l2 = static_cast<double>(clusters * c.cluster) * parts * tile_bytes / kL2BytesPerMicrosecond;
   return std::max({clocks / kClocksPerMicrosecond, memory_microseconds(s), l2}) + kStartClocks / kClocksPerMicrosecond;
 }
 

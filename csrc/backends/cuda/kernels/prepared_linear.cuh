@@ -132,10 +132,15 @@ __host__ __device__ constexpr std::int64_t prepared_linear_bytes(std::int64_t in
   return small_linear_slots() * static_cast<std::int64_t>(sizeof(uint4)) + rows * inputs * value_bytes;
 }
 
+// Blocks that a multiprocessor holds.
+template <RowMaker kMaker>
+inline constexpr int kPreparedBlocks = kMaker == RowMaker::kSwiglu ? 2 : 3;
+
 // At most kRows rows, whole vectors everywhere, W of one expert and without scales of blocks; p.x, p.x_scales and
-// p.vectors are not looked at. Nothing that `from` names overlaps y. Dynamic shared memory: prepared_linear_bytes().
+// p.vectors are not looked at. Nothing that `from` names overlaps y. Grid: small_linear_blocks() or fewer (a block then
+// makes its rows once for several groups of outputs). Dynamic shared memory: prepared_linear_bytes().
 template <WeightKind kKind, class Y, int kRows, class T, RowMaker kMaker>
-__global__ void __launch_bounds__(kSmallLinearThreads, kMaker == RowMaker::kSwiglu ? 2 : 3)
+__global__ void __launch_bounds__(kSmallLinearThreads, kPreparedBlocks<kMaker>)
     prepared_linear_kernel(SmallLinearParams p, const __grid_constant__ RowSource from) {
   using Value = typename WeightTraits<kKind>::Value;
   static_assert(kKind == WeightKind::kFp8Channel || std::is_same_v<T, Value>, "dense values are made as they are read");
@@ -144,10 +149,13 @@ __global__ void __launch_bounds__(kSmallLinearThreads, kMaker == RowMaker::kSwig
   auto* const slots = dynamic_shared<uint4>();
   auto* const x = reinterpret_cast<Value*>(slots + small_linear_slots());
   p.vectors = 1;  // known to the compiler
-  const OutputShare share(p);
-  WeightStream<kKind> weights(p, share, slots);
-  weights.start(p, share, 0);
-  weights.prefetch_rest(p, share);
+  const std::int64_t groups = small_linear_blocks(p.outputs, p.split);
+  const OutputShare first(p, blockIdx.x);
+  WeightStream<kKind> weights(first, slots);
+  weights.start(p, first, 0);
+  for (std::int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
+    weights.prefetch(p, OutputShare(p, group), group == blockIdx.x ? kSmallLinearAhead : 0);
+  }
   MadeRow<T, kMaker> made(from, p.inputs);
   overlap_with_neighbours();
 
@@ -162,7 +170,11 @@ __global__ void __launch_bounds__(kSmallLinearThreads, kMaker == RowMaker::kSwig
     p.x = x;
     p.x_stride = p.inputs;
     p.x_scales = scales;
-    multiply_chunk<kKind, Y, kRows>(p, share, chunk, weights, parts);
+    for (std::int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
+      multiply_chunk<kKind, Y, kRows>(p, OutputShare(p, group), chunk, weights, parts, [&] {
+        if (group + gridDim.x < groups) weights.start(p, OutputShare(p, group + gridDim.x), 0);
+      });
+    }
   }
   wait_for_copies<0>();
 }

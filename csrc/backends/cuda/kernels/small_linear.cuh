@@ -192,9 +192,10 @@ struct OutputShare {
   int part;            // of `split` parts of K, the one that this warp takes
   int parts;
 
-  __device__ __forceinline__ explicit OutputShare(const SmallLinearParams& p)
+  // `group`: of small_linear_blocks().
+  __device__ __forceinline__ OutputShare(const SmallLinearParams& p, std::int64_t group)
       : teams(kSmallLinearWarps / p.split),
-        block(static_cast<std::int64_t>(blockIdx.x) * teams * kSmallLinearOutputs),
+        block(group * teams * kSmallLinearOutputs),
         first(block + warp_index() / p.split * kSmallLinearOutputs),
         part(warp_index() % p.split),
         parts(p.split) {}
@@ -210,15 +211,13 @@ class WeightStream {
   static constexpr int kOutputs = kSmallLinearOutputs;
   static constexpr int kAhead = kSmallLinearAhead;
 
-  // `slots`: small_linear_slots() vectors of shared memory, of the whole block. Starts the first turns.
-  __device__ __forceinline__ WeightStream(const SmallLinearParams& p, const OutputShare& share, uint4* slots)
-      : slots_(slots + threadIdx.x),
-        vectors_(p.vectors != 0 && share.first < p.outputs ? static_cast<int>(p.inputs / Traits::kVector) : 0),
-        first_(share.part * kWarp + lane_index()),
-        step_(share.parts * kWarp) {}
+  // `slots`: small_linear_slots() vectors of shared memory, of the whole block.
+  __device__ __forceinline__ WeightStream(const OutputShare& share, uint4* slots)
+      : slots_(slots + threadIdx.x), first_(share.part * kWarp + lane_index()), step_(share.parts * kWarp) {}
 
-  // Turns from 0 on, of this expert's rows. All earlier turns have been taken.
+  // Turns from 0 on, of this expert's rows and these outputs; the first are brought. All earlier turns have been taken.
   __device__ __forceinline__ void start(const SmallLinearParams& p, const OutputShare& share, int expert) {
+    vectors_ = p.vectors != 0 && share.first < p.outputs ? static_cast<int>(p.inputs / Traits::kVector) : 0;
     const Value* weights = static_cast<const Value*>(p.weights) + expert * p.outputs * p.inputs;
     row_ = weights + share.first * p.inputs;
     // Past the last output: that one again, for nobody.
@@ -233,13 +232,14 @@ class WeightStream {
     for (int turn = 0; turn < kAhead; ++turn) bring(turn);
   }
 
-  // Asks for what the block reads behind the first turns, for L2.
-  __device__ __forceinline__ void prefetch_rest(const SmallLinearParams& p, const OutputShare& share) const {
-    const int held = kAhead * step_;
+  // Asks for what the block reads of these outputs behind the first `turns` turns, for L2.
+  __device__ __forceinline__ void prefetch(const SmallLinearParams& p, const OutputShare& share, int turns) const {
+    const int vectors = p.vectors != 0 ? static_cast<int>(p.inputs / Traits::kVector) : 0;
+    const int held = turns * step_;
     const std::int64_t output = share.block + threadIdx.x;
-    if (held >= vectors_ || static_cast<int>(threadIdx.x) >= share.teams * kOutputs || output >= p.outputs) return;
+    if (held >= vectors || static_cast<int>(threadIdx.x) >= share.teams * kOutputs || output >= p.outputs) return;
     prefetch_to_l2(static_cast<const Value*>(p.weights) + output * p.inputs + held * Traits::kVector,
-                   static_cast<std::uint32_t>(vectors_ - held) * 16);
+                   static_cast<std::uint32_t>(vectors - held) * 16);
   }
 
   // Calls visit(vectors, column) for every turn, and brings new ones meanwhile.
@@ -282,7 +282,7 @@ class WeightStream {
   }
 
   uint4* slots_;
-  int vectors_;  // of a row; 0: none are brought
+  int vectors_ = 0;  // of a row; 0: none are brought
   int first_;
   int step_;
   const Value* row_ = nullptr;
@@ -381,12 +381,13 @@ __device__ __forceinline__ void store_output(const SmallLinearParams& p, float s
   static_cast<Y*>(p.y)[row * p.y_stride + n] = from_float<Y>(sum);
 }
 
-// Multiplies a chunk and writes its rows of y. Every thread of the block calls it; holds barriers, the last one behind
-// the last access to `parts`.
-template <WeightKind kKind, class Y, int kRows>
+// Multiplies a chunk and writes its rows of y. Calls then() when all of the weights' turns have been taken. Every
+// thread of the block calls it; holds barriers, the last one behind the last access to `parts`.
+template <WeightKind kKind, class Y, int kRows, class Then>
 __device__ __forceinline__ void multiply_chunk(const SmallLinearParams& p, const OutputShare& share,
                                                const RowChunk& chunk, WeightStream<kKind>& weights,
-                                               float (&parts)[kSmallLinearWarps][kRows * kSmallLinearOutputs]) {
+                                               float (&parts)[kSmallLinearWarps][kRows * kSmallLinearOutputs],
+                                               const Then& then) {
   constexpr int kOutputs = kSmallLinearOutputs;
   constexpr int kSums = kRows * kOutputs;
   const int warp = warp_index();
@@ -397,6 +398,7 @@ __device__ __forceinline__ void multiply_chunk(const SmallLinearParams& p, const
     const float sum = scattered_warp_sum(team.sums);
     if (lane % (kWarp / kSums) == 0) parts[warp][lane / (kWarp / kSums)] = sum;
   }
+  then();
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < share.teams * kSums; i += kSmallLinearThreads) {
     // Threads count along the outputs of a row.
@@ -417,12 +419,12 @@ __device__ __forceinline__ void multiply_chunk(const SmallLinearParams& p, const
 template <WeightKind kKind, class Y, int kRows>
 __global__ void __launch_bounds__(kSmallLinearThreads, kRows == 1 ? 4 : 3) small_linear_kernel(SmallLinearParams p) {
   __shared__ float parts[kSmallLinearWarps][kRows * kSmallLinearOutputs];
-  const OutputShare share(p);
-  WeightStream<kKind> weights(p, share, dynamic_shared<uint4>());
+  const OutputShare share(p, blockIdx.x);
+  WeightStream<kKind> weights(share, dynamic_shared<uint4>());
   const bool grouped = p.offsets != nullptr;
   if (!grouped) {
     weights.start(p, share, 0);
-    weights.prefetch_rest(p, share);
+    weights.prefetch(p, share, kSmallLinearAhead);
   }
   overlap_with_neighbours();
   const std::int64_t chunks = small_linear_chunks(p.rows, grouped ? p.experts : 1, kRows);
@@ -430,7 +432,7 @@ __global__ void __launch_bounds__(kSmallLinearThreads, kRows == 1 ? 4 : 3) small
     const RowChunk chunk = find_chunk<kRows>(p, index);
     if (chunk.count == 0) break;  // all threads: chunks behind have no rows either
     if (grouped || index != blockIdx.y) weights.start(p, share, chunk.expert);
-    multiply_chunk<kKind, Y, kRows>(p, share, chunk, weights, parts);
+    multiply_chunk<kKind, Y, kRows>(p, share, chunk, weights, parts, [] {});
   }
   wait_for_copies<0>();
 }
