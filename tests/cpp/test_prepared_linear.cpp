@@ -169,6 +169,7 @@ class PreparedLinear : public testing::TestWithParam<Format> {};
 TEST_P(PreparedLinear, Norm) {
   for (const std::int64_t inputs : {16, 64, 128, 640, 1792}) {
     check({.format = GetParam(), .inputs = inputs, .outputs = 40});
+    check({.format = GetParam(), .inputs = inputs, .outputs = 1500});  // more groups than blocks, in the emulation
     check({.format = GetParam(), .rows = 3, .inputs = inputs, .outputs = 33, .residual = true, .padding = 8});
     if (HasFatalFailure()) return;
   }
