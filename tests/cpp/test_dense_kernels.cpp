@@ -47,7 +47,8 @@ constexpr Case kCases[] = {
     {128, 77, 1792, 512, false, Residual::kInPlace},   {129, -1, 16, 352, true, Residual::kNone},
     {300, 130, 1040, 544, true, Residual::kApart},     {300, 0, 272, 288, false, Residual::kNone},
     {1000, 257, 640, 1056, false, Residual::kInPlace}, {2048, -1, 272, 800, true, Residual::kInPlace},
-    {2500, 2111, 400, 160, false, Residual::kApart},
+    {2500, 2111, 400, 160, false, Residual::kApart},   {512, -1, 1920, 480, true, Residual::kInPlace},
+    {130, 129, 256, 96, false, Residual::kApart},      {384, 200, 3600, 224, true, Residual::kApart},
 };
 
 std::string text_of(const DenseKernel& kernel, const Case& c, int blocks) {

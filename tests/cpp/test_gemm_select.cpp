@@ -21,7 +21,10 @@ TEST(GemmSelect, ConfigurationsAreWhatTheKernelsCanBe) {
     EXPECT_EQ(config.tile_bytes % 128, 0) << "rows of a tile are swizzled in 128 bytes";
     const bool direct = config.schedule == GemmSchedule::kDirect;
     EXPECT_TRUE(config.cluster == 1 || config.cluster == 2 || (direct && config.cluster == 4));
-    if (direct || config.schedule == GemmSchedule::kCooperative) {
+    const bool split = config.schedule == GemmSchedule::kSplit;
+    EXPECT_EQ(config.depth_parts > 1, split);
+    EXPECT_LE(config.cluster * config.depth_parts, 8) << "more blocks than a cluster may have";
+    if (direct || split || config.schedule == GemmSchedule::kCooperative) {
       EXPECT_EQ(config.tile_rows, 128) << "64 rows for each group of warps";
     } else {
       EXPECT_LE(config.tile_rows * config.tile_outputs, 128 * 128) << "the sums of a tile are one group's registers";

@@ -47,13 +47,20 @@ double plain_microseconds(const GemmShape& s) {
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+// Clusters of `blocks` that have room at a time. Multiprocessors come in groups of 14, 16 or 18, within which a cluster
+// stays: of 132, some are left over by clusters of more than two.
+std::int64_t resident_clusters(int multiprocessors, int blocks) {
+  const int used = blocks > 2 ? multiprocessors - multiprocessors / 16 : multiprocessors;
+  return std::max(1, used / blocks);
+}
+
 // Waves of tiles x the clocks of a tile or of its largest part, but no less than what memory and L2 take.
 double tensor_microseconds(const GemmShape& s, const GemmConfig& c) {
   const std::int64_t steps = ceil_div(s.inputs * input_bytes(s.types), c.tile_bytes);
   const auto k_bytes = static_cast<double>(ceil_div(steps, c.depth_parts) * c.tile_bytes);
   const std::int64_t clusters =
       ceil_div(s.rows, std::int64_t{c.tile_rows} * c.cluster) * ceil_div(s.outputs, c.tile_outputs);
-  const std::int64_t resident = std::max(1, s.multiprocessors / (c.cluster * c.depth_parts));
+  const std::int64_t resident = resident_clusters(s.multiprocessors, c.cluster * c.depth_parts);
   const auto waves = static_cast<double>(ceil_div(clusters, resident));
 
   const double rows = c.tile_rows;

@@ -140,20 +140,23 @@ struct BeamLinks {
 // Row `next_row` becomes the continuation of row `parent` (-1: there is none) by `code`.
 __device__ __forceinline__ void extend_beam(const BeamLinks& links, std::int64_t parent, std::int32_t code,
                                             std::int64_t next_row) {
+  // All loads come first, so that they do not wait for each other behind the stores.
+  std::int32_t codes[kBeamLevels];
+  std::int32_t from[kBeamLevels];
+#pragma unroll
+  for (int s = 0; s < kBeamLevels; ++s) {
+    const bool earlier = s < links.level && parent >= 0;
+    codes[s] = earlier ? links.codes[parent * links.levels + s] : 0;
+    from[s] = earlier && links.ancestry[s] != nullptr ? links.ancestry[s][parent] : 0;
+  }
   std::int32_t* to = links.next_codes + next_row * links.levels;
 #pragma unroll
   for (int s = 0; s < kBeamLevels; ++s) {
-    if (s > links.level) break;
     const bool last = s == links.level;
-    if (last) {
-      to[s] = code;
-    } else {
-      to[s] = parent < 0 ? 0 : links.codes[parent * links.levels + s];
-    }
-    if (links.next_ancestry[s] == nullptr || (!last && links.ancestry[s] == nullptr)) continue;
-    std::int32_t from = 0;
-    if (parent >= 0) from = last ? static_cast<std::int32_t>(parent) : links.ancestry[s][parent];
-    links.next_ancestry[s][next_row] = from;
+    if (s <= links.level) to[s] = last ? code : codes[s];
+    if (s > links.level || links.next_ancestry[s] == nullptr || (!last && links.ancestry[s] == nullptr)) continue;
+    const std::int32_t itself = parent < 0 ? 0 : static_cast<std::int32_t>(parent);
+    links.next_ancestry[s][next_row] = last ? itself : from[s];
   }
 }
 
