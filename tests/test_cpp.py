@@ -36,11 +36,13 @@ DEVICE_TESTS = (
     "test_grouped_swiglu",
     "test_linear",
     "test_linear_contract",
+    "test_linear_swiglu",
     "test_moe",
     "test_prepared_linear",
     "test_quantize",
     "test_rms_norm",
     "test_self_attention",
+    "test_stream",
     "test_swiglu",
     "test_trie_filter",
 )

@@ -11,10 +11,11 @@ GenerationPlan::GenerationPlan(PlanShape shape, const Model& model, Backend& bac
   PlanMemory memory;
   issue(context, memory, footprint_.ledger);
   workspace_ = align_up(context.workspace_needed);
+  branch_workspace_ = align_up(context.branch_workspace_needed);
   input_ = align_up(memory.input.peak());
   output_ = align_up(memory.output.peak());
-  footprint_.ledger["workspace"] = workspace_;
-  footprint_.arena = memory.device.peak() + workspace_;
+  footprint_.ledger["workspace"] = workspace_ + branch_workspace_;
+  footprint_.arena = memory.device.peak() + workspace_ + branch_workspace_;
   footprint_.pinned = input_ + output_;
 }
 
@@ -29,8 +30,10 @@ OpContext GenerationPlan::context_for(Stream& stream, PlanMemory& memory, Operan
   return {.backend = backend_,
           .stream = stream,
           .workspace = {memory.device.allocate(workspace_), workspace_},
+          .branch_workspace = {memory.device.allocate(branch_workspace_), branch_workspace_},
           .measuring = false,
           .workspace_needed = 0,
+          .branch_workspace_needed = 0,
           .tap = tap,
           .fused = fused_};
 }

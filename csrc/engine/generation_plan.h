@@ -46,6 +46,7 @@ class GenerationPlan {
   const bool fused_;
   PlanFootprint footprint_;
   std::size_t workspace_ = 0;
+  std::size_t branch_workspace_ = 0;
   std::size_t input_ = 0;
   std::size_t output_ = 0;
   void* arena_ = nullptr;

@@ -1,11 +1,15 @@
 #include "model/onerec_v2_feed_forward.h"
 
 #include <algorithm>
+#include <optional>
 
 namespace onerec {
 namespace {
 
 constexpr const char* kActivations = "activations";
+// The shared network of this many rows runs beside the experts: short kernels leave most of a device idle, while those
+// of more rows fill it.
+constexpr std::int64_t kMostRowsBeside = 1024;
 
 // The same buffer seen as [rows, cols].
 Operand reshape(Operand operand, std::int64_t rows, std::int64_t cols) {
@@ -85,11 +89,11 @@ void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Exten
     return;
   }
   const RmsNormParams input = norm(h, layer, {.y = values_of(x_), .quantized = codes_of(x_)}, rows);
-  dense(&input, layer.dense, x_, h, h, rows);
+  dense(context_, &input, layer.dense, x_, h, h, rows);
 }
 
-void FeedForward::dense(const RmsNormParams* input, const FeedForwardWeights& weights, const Operand& x,
-                        const ConstMatrix& residual, const Matrix& out, const Extent& rows) {
+void FeedForward::dense(OpContext& context, const RmsNormParams* input, const FeedForwardWeights& weights,
+                        const Operand& x, const ConstMatrix& residual, const Matrix& out, const Extent& rows) {
   const Matrix gate_up = reshape(gate_up_, rows.capacity, 2 * weights.width);
   const Operand hidden = reshape(hidden_, rows.capacity, weights.width);
   const LinearParams first{
@@ -106,21 +110,21 @@ void FeedForward::dense(const RmsNormParams* input, const FeedForwardWeights& we
                                                 .y = out,
                                                 .rows = rows}};
   // Few rows: each product makes its input. Many: the first product ends with the activation.
-  if (prepared_at_once(context_, second)) {
-    input == nullptr ? linear(context_, first) : prepared_linear(context_, {.input = *input, .product = first});
-    prepared_linear(context_, second);
+  if (prepared_at_once(context, second)) {
+    input == nullptr ? linear(context, first) : prepared_linear(context, {.input = *input, .product = first});
+    prepared_linear(context, second);
     return;
   }
-  if (input != nullptr) rms_norm(context_, *input);
-  linear_swiglu(context_, {.x = x,
-                           .weight = weights.gate_up.get(),
-                           .bias = weights.gate_up.bias_data(),
-                           .width = weights.width,
-                           .gate_up = gate_up,
-                           .y = values_of(hidden),
-                           .quantized = codes_of(hidden),
-                           .rows = rows});
-  linear(context_, second.product);
+  if (input != nullptr) rms_norm(context, *input);
+  linear_swiglu(context, {.x = x,
+                          .weight = weights.gate_up.get(),
+                          .bias = weights.gate_up.bias_data(),
+                          .width = weights.width,
+                          .gate_up = gate_up,
+                          .y = values_of(hidden),
+                          .quantized = codes_of(hidden),
+                          .rows = rows});
+  linear(context, second.product);
 }
 
 FeedForward::SortedRows FeedForward::sorted_rows(std::int64_t rows) const {
@@ -171,6 +175,14 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
   } else {
     rms_norm(context_, norm(h, layer, {.y = router_x_, .quantized = codes_of(expert_x_)}, rows));
   }
+  // Until the join only the network touches gate_up_, hidden_ and shared_out_, and both sides only read the norm's
+  // outputs.
+  const Matrix shared = layer.shared.width > 0 ? reshape(shared_out_, rows.capacity, d) : Matrix{};
+  std::optional<Fork> fork;
+  if (layer.shared.width > 0 && rows.capacity <= kMostRowsBeside && context_.tap == nullptr) {
+    fork.emplace(context_);
+    dense(fork->context(), nullptr, layer.shared, shared_x, {}, shared, rows);
+  }
   linear(context_, {.x = {.values = router_x_}, .weight = layer.router.get(), .y = router_logits_, .rows = rows});
   route(context_, {.logits = router_logits_,
                    .bias = layer.router_bias->floats(),
@@ -195,11 +207,10 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
                             .rows_capacity = sorted.capacity,
                             .alignment = sorted.alignment});
 
-  ConstMatrix shared;
-  if (layer.shared.width > 0) {
-    const Matrix out = reshape(shared_out_, rows.capacity, d);
-    dense(nullptr, layer.shared, shared_x, {}, out, rows);
-    shared = out;
+  if (fork) {
+    fork->join();
+  } else if (layer.shared.width > 0) {
+    dense(context_, nullptr, layer.shared, shared_x, {}, shared, rows);
   }
   moe_combine(context_, {.expert_out = sorted_out_,
                          .slots = slots_,

@@ -20,7 +20,7 @@ class FeedForward {
 
  private:
   // out = FFN(x) + residual, all [rows, d]; `input`: the norm that makes x, null if x is there already.
-  void dense(const RmsNormParams* input, const FeedForwardWeights& weights, const Operand& x,
+  void dense(OpContext& context, const RmsNormParams* input, const FeedForwardWeights& weights, const Operand& x,
              const ConstMatrix& residual, const Matrix& out, const Extent& rows);
   // How the rows of a step lie sorted by expert.
   struct SortedRows {

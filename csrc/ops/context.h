@@ -32,12 +32,42 @@ struct OpContext {
   Backend& backend;
   Stream& stream;
   Workspace workspace = {};
+  Workspace branch_workspace = {};  // of what a Fork issues
   bool measuring = false;
   std::size_t workspace_needed = 0;
+  std::size_t branch_workspace_needed = 0;
   OperandTap* tap = nullptr;
   bool fused = true;  // ops may take a backend's kernels that do several of them at once
 
   void need_workspace(std::size_t bytes) { workspace_needed = std::max(workspace_needed, bytes); }
+};
+
+// Ops issued to context() may run beside those that are issued to `main` until join(), in a workspace of their own. Not
+// for a context with a tap, which sees one op after the other. What is measured counts for both: the same ops may be
+// issued to `main` another time.
+class Fork {
+ public:
+  explicit Fork(OpContext& main)
+      : main_(main),
+        branch_{.backend = main.backend,
+                .stream = main.measuring ? main.stream : main.stream.fork(),
+                .workspace = main.branch_workspace,
+                .measuring = main.measuring,
+                .fused = main.fused} {}
+  Fork(const Fork&) = delete;
+  Fork& operator=(const Fork&) = delete;
+
+  OpContext& context() { return branch_; }
+
+  void join() {
+    if (!main_.measuring) return main_.stream.join();
+    main_.need_workspace(branch_.workspace_needed);
+    main_.branch_workspace_needed = std::max(main_.branch_workspace_needed, branch_.workspace_needed);
+  }
+
+ private:
+  OpContext& main_;
+  OpContext branch_;
 };
 
 // Names what is issued during its life; see Stream::begin_range.

@@ -44,6 +44,23 @@ class PinnedBuffer final : public Buffer {
   void* data_ = nullptr;
 };
 
+class Event {
+ public:
+  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "make an event"); }
+  ~Event() { ignore(cudaEventDestroy(event_)); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  // What `later` gets from here on comes after what `earlier` has; recorded, this becomes edges of the graph.
+  void order(cudaStream_t earlier, cudaStream_t later) {
+    check(cudaEventRecord(event_, earlier), "mark a place in a stream");
+    check(cudaStreamWaitEvent(later, event_, 0), "let a stream wait for another");
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 class GraphRecording final : public Recording {
  public:
   explicit GraphRecording(cudaGraph_t graph) {
@@ -63,6 +80,12 @@ class GraphRecording final : public Recording {
 };
 
 }  // namespace
+
+struct CudaStream::Branch {
+  CudaStream stream;
+  Event fork;
+  Event join;
+};
 
 CudaStream::CudaStream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream"); }
 
@@ -85,12 +108,37 @@ void CudaStream::fill(void* device, int value, std::size_t bytes) {
   check(cudaMemsetAsync(device, value, bytes, stream_), "fill device memory");
 }
 
+void CudaStream::prepare_branch() {
+  if (branch_ == nullptr) branch_ = std::make_unique<Branch>();
+}
+
+Stream& CudaStream::fork() {
+  join();
+  prepare_branch();
+  CudaStream& branch = branch_->stream;
+  branch.recording_ = recording_;
+  branch.overlapped_ = overlapped_;
+  branch_->fork.order(stream_, branch.stream_);
+  branch.behind_event_ = true;
+  forked_ = true;
+  return branch;
+}
+
+void CudaStream::join() {
+  if (!std::exchange(forked_, false)) return;
+  branch_->join.order(branch_->stream.stream_, stream_);
+  behind_event_ = true;
+}
+
 void CudaStream::begin_recording() {
+  join();
+  prepare_branch();
   recording_ = true;
   check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin to record");
 }
 
 std::unique_ptr<Recording> CudaStream::end_recording() {
+  join();
   recording_ = false;
   cudaGraph_t graph = nullptr;
   check(cudaStreamEndCapture(stream_, &graph), "record");

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "ops/device.h"
 
@@ -31,13 +32,24 @@ class CudaStream final : public Stream {
   void begin_range(const char* name) override;
   void end_range() override;
   void overlap_work(bool allowed) override { overlapped_ = allowed; }
-  // Whether kernels are launched to start before the one ahead of them has ended.
-  bool overlapped() const { return overlapped_; }
+  Stream& fork() override;
+  void join() override;
+  // Whether the next kernel may start before the one ahead of it has ended; to be asked once for every launch. The
+  // first one behind a fork or a join may not: it depends on more than the kernel ahead of it in its stream.
+  bool overlap_next() { return !std::exchange(behind_event_, false) && overlapped_; }
 
  private:
+  struct Branch;
+
+  // No streams are made while recording.
+  void prepare_branch();
+
   cudaStream_t stream_ = nullptr;
   bool recording_ = false;
   bool overlapped_ = true;
+  bool behind_event_ = false;
+  bool forked_ = false;
+  std::unique_ptr<Branch> branch_;
 };
 
 class CudaDevice final : public Device {
@@ -60,6 +72,7 @@ class CudaDevice final : public Device {
 };
 
 inline cudaStream_t handle(Stream& stream) { return static_cast<CudaStream&>(stream).handle(); }
-inline bool overlapped(Stream& stream) { return static_cast<CudaStream&>(stream).overlapped(); }
+// See CudaStream::overlap_next().
+inline bool overlapped(Stream& stream) { return static_cast<CudaStream&>(stream).overlap_next(); }
 
 }  // namespace onerec::cuda
