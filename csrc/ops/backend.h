@@ -35,9 +35,11 @@ class Backend {
 
   virtual std::size_t linear_workspace(const LinearParams&) const { return 0; }
   virtual void linear(Stream&, const LinearParams&, Workspace) = 0;
-  // Whether linear_swiglu() does these params in one product; if not, the op issues its parts.
+  // Whether linear_swiglu() does these params in one product; if not, the op issues its parts. Its workspace does not
+  // depend on addresses.
   virtual bool fuses_linear_swiglu(const LinearSwigluParams&) const { return false; }
-  virtual void linear_swiglu(Stream&, const LinearSwigluParams&);
+  virtual std::size_t linear_swiglu_workspace(const LinearSwigluParams&) const { return 0; }
+  virtual void linear_swiglu(Stream&, const LinearSwigluParams&, Workspace);
   // Whether prepared_linear() does these params in one kernel; if not, the op issues its parts.
   virtual bool fuses_prepared_linear(const PreparedLinearParams&) const { return false; }
   virtual void prepared_linear(Stream&, const PreparedLinearParams&);

@@ -44,10 +44,11 @@ void check(const OpContext& context, const LinearSwigluParams& p) {
 
 void linear_swiglu(OpContext& context, const LinearSwigluParams& params) {
   check(context, params);
-  // Addresses may decide what can be fused, and those of a measuring pass are not the real ones: it measures the parts.
-  if (!context.measuring && context.fused && context.backend.fuses_linear_swiglu(params)) {
+  // Addresses may decide what can be fused, and those of a measuring pass are not the real ones: it measures both ways.
+  const bool ready = workspace_ready(context, kOp, context.backend.linear_swiglu_workspace(params));
+  if (ready && context.fused && context.backend.fuses_linear_swiglu(params)) {
     observe(context, params.weight->name, params.x, params.rows);
-    return context.backend.linear_swiglu(context.stream, params);
+    return context.backend.linear_swiglu(context.stream, params, context.workspace);
   }
   linear(context,
          {.x = params.x, .weight = params.weight, .bias = params.bias, .y = params.gate_up, .rows = params.rows});
@@ -58,7 +59,7 @@ void linear_swiglu(OpContext& context, const LinearSwigluParams& params) {
                    .rows = params.rows});
 }
 
-void Backend::linear_swiglu(Stream&, const LinearSwigluParams&) {
+void Backend::linear_swiglu(Stream&, const LinearSwigluParams&, Workspace) {
   throw InternalError("[linear_swiglu] got a backend that has no such kernel, want its parts. Issue them.");
 }
 

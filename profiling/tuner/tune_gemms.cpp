@@ -92,12 +92,13 @@ class Tuner {
                                     .scale_kind = ScaleKind::kPerRow,
                                     .scales = static_cast<float*>(scales->data()),
                                     .scale_stride = rows},
+                              .weight = weights_.front().get(),
                               .width = width,
                               .gate_up = {gate_up->data(), DType::kBF16, rows, outputs, outputs},
                               .quantized = quantized,
                               .rows = {rows, nullptr}};
-    Matrix hidden = params.gate_up;
-    hidden.cols = width;
+    const Matrix hidden = hidden_in_gate_up(params);
+    const auto progress = backend_->device().allocate(std::max<std::size_t>(1, swiglu_codes_gemm_workspace(params)));
     const GemmShape shape{GemmTypes::kFp8ToBf16, rows, outputs, inputs, multiprocessors_};
     const auto issue = [&](int config, const LinearWeight* weight) {
       params.weight = weight;
@@ -106,6 +107,8 @@ class Tuner {
                     select_gemm(shape), multiprocessors_);
         backend_->swiglu(*stream_,
                          {.gate_up = params.gate_up, .width = width, .quantized = quantized, .rows = params.rows});
+      } else if (swiglu_codes_gemm_takes(params)) {
+        swiglu_codes_gemm(*stream_, params, config, multiprocessors_, {progress->data(), progress->bytes()});
       } else {
         swiglu_gemm(*stream_, params, hidden, config, multiprocessors_);
         backend_->quantize(*stream_, {.x = hidden, .quantized = quantized, .rows = params.rows});

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <set>
 #include <utility>
@@ -128,6 +129,20 @@ TEST(DirectTiles, FirstColumnsDoNotDependOnLiveRowsBehindTheFirstBand) {
   for (const int live : {2048, 2049, 12288}) {
     const DirectTiles some(live, 256, 7);
     for (int cluster = 0; cluster < 56; ++cluster) EXPECT_EQ(all.place(cluster).column, some.place(cluster).column);
+  }
+}
+
+// Every count has words of its own, and those of the rows fill the rest.
+TEST(DirectTiles, ProgressHasAWordForEverything) {
+  for (const int rows : {1, 127, 128, 129, 2348, 16384}) {
+    const DirectProgress progress(rows);
+    std::set<std::int64_t> words = {DirectProgress::begun(), DirectProgress::taken()};
+    for (int row = 0; row < rows; row += DirectProgress::kRows) {
+      EXPECT_TRUE(words.insert(progress.stored(row)).second);
+      EXPECT_EQ(progress.stored(std::min(row + DirectProgress::kRows, rows) - 1), progress.stored(row));
+    }
+    for (int row = 0; row < rows; ++row) EXPECT_TRUE(words.insert(progress.largest(row)).second);
+    EXPECT_LT(*words.rbegin(), progress.words());
   }
 }
 

@@ -4,13 +4,17 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "core/error.h"
 #include "ops/backend.h"
+#include "ops/quantize.h"
 #include "ops/swiglu.h"
+#include "support/dense_kernels.h"
 #include "support/grouped.h"
 #include "support/runner.h"
 
@@ -108,6 +112,88 @@ TEST(LinearSwiglu, Values) {
   check_values(WeightFormat::kDense, DType::kF32, 3, 17, 9);
   check_values(WeightFormat::kDense, DType::kBF16, 5, 64, 48);
   check_values(WeightFormat::kFp8Channel, DType::kBF16, kManyRows, 128, 128);
+}
+
+// Enough rows for a kernel that makes the codes itself: two bands of its tiles, the second one partial.
+constexpr std::int64_t kCodedRows = 2348;
+constexpr std::int64_t kCodedInputs = 144;
+constexpr std::int64_t kCodedWidth = 256;
+
+TEST(LinearSwiglu, CodesOfManyRows) {
+  if (test::test_device() != TestDevice::kCuda) GTEST_SKIP() << "this device does all numbers of rows alike";
+  for (const std::int32_t live : {0, 1, 1000, static_cast<std::int32_t>(kCodedRows)}) {
+    check_codes(sizes_of(live, kCodedRows, kCodedInputs, kCodedWidth, 16));
+  }
+  check_codes(sizes_of(1100, 1100, 128, 352));
+}
+
+// The workspace is measured without knowing whether the kernel is used, and without addresses.
+TEST(LinearSwiglu, MeasuresBothWays) {
+  Runner runner;
+  SwigluProblem problem(runner.backend(), sizes_of(1, kCodedRows, kCodedInputs, kCodedWidth));
+  const LinearSwigluParams params = problem.linear_params();
+  EXPECT_GE(runner.measure([&](OpContext& context) { linear_swiglu(context, params); }),
+            runner.backend().linear_swiglu_workspace(params));
+  LinearSwigluParams elsewhere = params;
+  elsewhere.quantized.values.data = static_cast<unsigned char*>(params.quantized.values.data) + 1;
+  EXPECT_EQ(runner.backend().linear_swiglu_workspace(elsewhere), runner.backend().linear_swiglu_workspace(params));
+}
+
+// Every kernel that makes codes: bitwise those of quantize() of the values that it stores otherwise, on few blocks and
+// on many, for rows of zeros, infinities and NaNs too.
+TEST(LinearSwiglu, CodesAreThoseOfItsValues) {
+  constexpr int kBlockCounts[] = {4, 20, 132};
+  const std::vector<test::DenseKernel> kernels = test::dense_swiglu_kernels();
+  if (kernels.empty()) GTEST_SKIP() << "this device has no tensor cores";
+  struct Case {
+    std::int32_t live;
+    std::int64_t inputs;
+    std::int64_t width;
+  };
+  for (const Case& c : {Case{static_cast<std::int32_t>(kCodedRows), kCodedInputs, kCodedWidth}, Case{0, 128, 32},
+                        Case{1, 128, 96}, Case{1000, 272, 1056}, Case{2050, 128, 3584}}) {
+    Runner runner;
+    Random random(9);
+    const TestWeight weight(runner.backend(), random, WeightFormat::kFp8Channel, DType::kE4M3, 1, 2 * c.width,
+                            c.inputs);
+    const TestInput x(random, WeightFormat::kFp8Channel, DType::kE4M3, kCodedRows, c.inputs);
+    float* const scales = x.view().scales;
+    scales[5] = 0.0f;
+    scales[700] = std::numeric_limits<float>::quiet_NaN();
+    scales[701] = 1e36f;
+    scales[2049] = std::numeric_limits<float>::infinity();
+    const TestArray<std::int32_t> count({c.live});
+    TestMatrix gate_up(DType::kBF16, kCodedRows, 2 * c.width, 8);
+    TestMatrix y(DType::kBF16, kCodedRows, c.width);
+    TestOperand want(ScaleKind::kPerRow, kCodedRows, c.width, 8);
+    LinearSwigluParams params{.x = x.view(),
+                              .weight = weight.packed(),
+                              .width = c.width,
+                              .gate_up = gate_up.view(),
+                              .rows = {kCodedRows, count.get()}};
+    for (const test::DenseKernel& kernel : kernels) {
+      params.y = y.view();
+      params.quantized = {};
+      runner.run_once([&](OpContext& context) {
+        if (!context.measuring) run_kernel(context.stream, params, y.view(), kernel, kBlockCounts[0]);
+        quantize(context, {.x = y.view(), .quantized = want.view(), .rows = params.rows});
+      });
+      params.y = {};
+      for (const int blocks : kBlockCounts) {
+        SCOPED_TRACE(concat(kernel.name, ": ", c.inputs, " -> ", c.width, " rows ", c.live, " on ", blocks, " blocks"));
+        TestOperand codes(ScaleKind::kPerRow, kCodedRows, c.width, 8);
+        params.quantized = codes.view();
+        runner.run(
+            [&](OpContext& context) {
+              context.need_workspace(test::codes_workspace(params));
+              if (!context.measuring) run_codes_kernel(context.stream, params, kernel, blocks, context.workspace);
+            },
+            {&gate_up, &codes.codes, &codes.scales});
+        ASSERT_TRUE(codes.codes.snapshot() == want.codes.snapshot());
+        ASSERT_TRUE(codes.scales.snapshot() == want.scales.snapshot());
+      }
+    }
+  }
 }
 
 TEST(LinearSwiglu, TensorCoresDoItAtOnce) {

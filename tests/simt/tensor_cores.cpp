@@ -17,6 +17,8 @@ void dense_gemm(Stream&, const LinearParams&, int, int) { refuse("linear"); }
 
 void swiglu_gemm(Stream&, const LinearSwigluParams&, const Matrix&, int, int) { refuse("linear_swiglu"); }
 
+void swiglu_codes_gemm(Stream&, const LinearSwigluParams&, int, int, Workspace) { refuse("linear_swiglu"); }
+
 void grouped_gemm(Stream&, const GroupedLinearParams&, int, int) { refuse("grouped_linear"); }
 
 void grouped_swiglu_gemm(Stream&, const GroupedSwigluParams&, int, int) { refuse("grouped_swiglu"); }

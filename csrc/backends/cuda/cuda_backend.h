@@ -27,7 +27,8 @@ class CudaBackend final : public Backend {
   bool fuses_prepared_linear(const PreparedLinearParams& params) const override;
   void prepared_linear(Stream& stream, const PreparedLinearParams& params) override;
   bool fuses_linear_swiglu(const LinearSwigluParams& params) const override;
-  void linear_swiglu(Stream& stream, const LinearSwigluParams& params) override;
+  std::size_t linear_swiglu_workspace(const LinearSwigluParams& params) const override;
+  void linear_swiglu(Stream& stream, const LinearSwigluParams& params, Workspace workspace) override;
   std::int64_t grouped_alignment(std::int64_t rows, std::int64_t experts, std::int64_t top_k) const override;
   std::size_t grouped_linear_workspace(const GroupedLinearParams& params) const override;
   void grouped_linear(Stream& stream, const GroupedLinearParams& params, Workspace workspace) override;

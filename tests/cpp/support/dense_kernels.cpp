@@ -4,6 +4,7 @@
 #if defined(ONEREC_TEST_CUDA)
 #include "backends/cuda/gemm/dense_gemm.h"
 #include "backends/cuda/gemm/gemm_configs.h"
+#include "core/error.h"
 #endif
 
 namespace onerec::test {
@@ -47,6 +48,14 @@ void run_kernel(Stream& stream, const LinearSwigluParams& params, const Matrix& 
                 int blocks) {
   cuda::swiglu_gemm(stream, params, hidden, kernel.config, blocks);
 }
+
+std::size_t codes_workspace(const LinearSwigluParams& params) { return cuda::swiglu_codes_gemm_workspace(params); }
+
+void run_codes_kernel(Stream& stream, const LinearSwigluParams& params, const DenseKernel& kernel, int blocks,
+                      Workspace workspace) {
+  ensure(cuda::swiglu_codes_gemm_takes(params), "the kernel does not take these params");
+  cuda::swiglu_codes_gemm(stream, params, kernel.config, blocks, workspace);
+}
 #else
 std::vector<DenseKernel> dense_kernels() { return {}; }
 
@@ -55,6 +64,10 @@ std::vector<DenseKernel> dense_swiglu_kernels() { return {}; }
 void run_kernel(Stream&, const LinearParams&, const DenseKernel&, int) {}
 
 void run_kernel(Stream&, const LinearSwigluParams&, const Matrix&, const DenseKernel&, int) {}
+
+std::size_t codes_workspace(const LinearSwigluParams&) { return 0; }
+
+void run_codes_kernel(Stream&, const LinearSwigluParams&, const DenseKernel&, int, Workspace) {}
 #endif
 
 }  // namespace onerec::test

@@ -25,4 +25,9 @@ void run_kernel(Stream& stream, const LinearParams& params, const DenseKernel& k
 void run_kernel(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, const DenseKernel& kernel,
                 int blocks);
 
+// The same with codes of `hidden`, for params that are taken: the params' quantised result is written, and gate_up.
+std::size_t codes_workspace(const LinearSwigluParams& params);
+void run_codes_kernel(Stream& stream, const LinearSwigluParams& params, const DenseKernel& kernel, int blocks,
+                      Workspace workspace);
+
 }  // namespace onerec::test

@@ -1,10 +1,12 @@
 #include "backends/cuda/gemm/dense_gemm.h"
 
+#include <cstdint>
 #include <limits>
 #include <optional>
 
 #include "backends/cuda/alignment.h"
 #include "backends/cuda/cuda_weight.h"
+#include "backends/cuda/gemm/direct_tiles.h"
 #include "backends/cuda/gemm/gemm_select.h"
 #include "core/error.h"
 
@@ -56,6 +58,14 @@ std::string name_of(const GemmConfig& c) {
                 c.cluster, " ", schedule);
 }
 
+// With fewer rows, what is to be cleared costs more than is gained.
+constexpr std::int64_t kLeastCodedRows = 1024;
+
+bool may_be_coded(const LinearSwigluParams& p) {
+  return p.weight->format == WeightFormat::kFp8Channel && p.quantized.scale_kind == ScaleKind::kPerRow &&
+         p.rows.capacity >= kLeastCodedRows;
+}
+
 }  // namespace
 
 bool dense_gemm_takes(const LinearParams& params) {
@@ -79,6 +89,25 @@ bool swiglu_gemm_takes(const LinearSwigluParams& p) {
          p.rows.capacity <= kLargest && weight.outputs <= kLargest && weight.inputs <= kLargest &&
          rows_at_vectors(p.x.values) && rows_at_vectors(p.gate_up) && (p.y.data == nullptr || rows_at_vectors(p.y)) &&
          at_vector(p.bias) && at_vector(weight_of(p.weight).values()) && at_vector(weight_of(p.weight).scales());
+}
+
+bool swiglu_codes_gemm_takes(const LinearSwigluParams& p) {
+  constexpr std::uintptr_t kCodes = 8;  // stored at a time
+  return p.quantized.values.data != nullptr && may_be_coded(p) && swiglu_gemm_takes(p) &&
+         reinterpret_cast<std::uintptr_t>(p.quantized.values.data) % kCodes == 0 &&
+         static_cast<std::uintptr_t>(p.quantized.values.stride) % kCodes == 0;
+}
+
+std::size_t swiglu_codes_gemm_workspace(const LinearSwigluParams& p) {
+  if (!may_be_coded(p) || p.rows.capacity > std::numeric_limits<int>::max()) return 0;
+  const kernels::DirectProgress progress(static_cast<int>(p.rows.capacity));
+  return static_cast<std::size_t>(progress.words()) * sizeof(std::uint32_t);
+}
+
+Matrix hidden_in_gate_up(const LinearSwigluParams& p) {
+  Matrix hidden = p.gate_up;
+  hidden.cols = p.width;
+  return hidden;
 }
 
 int choose_swiglu_gemm(const LinearSwigluParams& params, int multiprocessors) {

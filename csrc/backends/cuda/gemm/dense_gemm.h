@@ -1,6 +1,7 @@
 // y = x W^T on tensor cores, with its epilogue. Plain C++ without CUTLASS.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "ops/device.h"
@@ -32,6 +33,21 @@ int choose_swiglu_gemm(const LinearSwigluParams& params, int multiprocessors);
 // nothing else.
 void swiglu_gemm(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, int config,
                  int multiprocessors);
+
+// Whether swiglu_codes_gemm takes `params`: what swiglu_gemm takes, quantised with a scale per row, of at least as many
+// rows as are worth it.
+bool swiglu_codes_gemm_takes(const LinearSwigluParams& params);
+
+// What swiglu_codes_gemm needs for params that it may take; depends on sizes and formats alone.
+std::size_t swiglu_codes_gemm_workspace(const LinearSwigluParams& params);
+
+// The same as swiglu_gemm into the front of gate_up's memory and quantize() of that: rows are quantised as soon as they
+// are complete.
+void swiglu_codes_gemm(Stream& stream, const LinearSwigluParams& params, int config, int multiprocessors,
+                       Workspace workspace);
+
+// The first columns of gate_up's memory: [rows, width].
+Matrix hidden_in_gate_up(const LinearSwigluParams& params);
 
 // For profiling: the configuration as text, such as "fp8_bf16 128x256x128 cluster 2 cooperative".
 std::string gemm_name(int config);

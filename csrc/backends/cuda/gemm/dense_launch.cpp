@@ -87,4 +87,16 @@ void swiglu_gemm(Stream& stream, const LinearSwigluParams& params, const Matrix&
   run_direct(stream, call, direct_swiglu_fp8(kSwigluConfigs[config]), "linear_swiglu");
 }
 
+void swiglu_codes_gemm(Stream& stream, const LinearSwigluParams& params, int config, int multiprocessors,
+                       Workspace workspace) {
+  DenseGemmCall call = call_of(stream, params.x, params.weight, params.bias, hidden_in_gate_up(params), params.rows,
+                               multiprocessors);
+  call.progress = workspace.data;
+  call.codes = params.quantized.values.data;
+  call.codes_stride = params.quantized.values.stride;
+  call.code_scales = params.quantized.scales;
+  stream.fill(workspace.data, 0, swiglu_codes_gemm_workspace(params));
+  run_direct(stream, call, direct_swiglu_fp8(kSwigluConfigs[config]), "linear_swiglu");
+}
+
 }  // namespace onerec::cuda

@@ -16,7 +16,7 @@ DirectRunner direct_fp8(const GemmConfig& config);
 DirectRunner split_fp8(const GemmConfig& config);
 
 // The same for silu(gate) * up in place of y: the call's outputs are the weight's, y and the residual (null) have half
-// as many columns.
+// as many columns. With codes, if the call has memory for their progress.
 DirectRunner direct_swiglu_fp8(const GemmConfig& config);
 
 }  // namespace onerec::cuda

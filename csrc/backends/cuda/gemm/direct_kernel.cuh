@@ -7,9 +7,11 @@
 // * Results: stored from registers, 16 bytes per thread and 64 of a row at a time, since the copy engine brings the
 //   weights in the order in which this comes out (direct_tiles.h). No shared memory, and no barrier between the
 //   warpgroups: the second one begins some steps behind the first, and has the tensor cores while that one stores.
+// * Codes of the result, where they are asked for: made while later tiles are multiplied (direct_codes.cuh).
 // * The start: the first weights are brought before the previous kernel has ended.
 #pragma once
 
+#include "backends/cuda/gemm/direct_codes.cuh"
 #include "backends/cuda/gemm/direct_multiplier.cuh"
 
 namespace onerec::cuda::kernels {
@@ -29,17 +31,33 @@ __global__ void __cluster_dims__(Tile::kCluster, 1, 1) __launch_bounds__(Tile::k
     }
     publish_barriers();
   }
+  if constexpr (Tile::kSwiglu) {
+    if (threadIdx.x == 0) *shared.stored = 0;
+    if (threadIdx.x < Tile::kMultiplierWarps) shared.finished[threadIdx.x] = 0;
+    __syncthreads();
+  }
   __syncwarp();
   meet_cluster();
+  const bool coded = Tile::kSwiglu && p.codes.progress != nullptr;
   if (threadIdx.x < Tile::kMultipliers) {
-    take_registers<232>();
+    take_registers<Tile::kMultiplierRegisters>();
     DirectMultiplier<Tile>(p, shared).run();
+    if constexpr (Tile::kSwiglu) {
+      if (coded) help_to_code<Tile>(p, shared);
+    }
   } else {
-    give_up_registers<40>();
+    give_up_registers<Tile::kOtherRegisters>();
+    const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0) - Tile::kMultiplierWarps;
     if (threadIdx.x == Tile::kMultipliers) {
       DirectProducer<Tile>(p, shared).run();
-    } else {
+    } else if (!coded || warp == 0 || warp > 1 + kCodingWarps) {
       wait_for_previous_kernel();
+    } else if constexpr (Tile::kSwiglu) {
+      if (warp == 1) {
+        report_tiles(p, shared);
+      } else {
+        code_rows(p, shared);
+      }
     }
   }
 }

@@ -53,6 +53,10 @@ kernels::DirectParams direct_params(const char* op, const DenseGemmCall& call) {
   params.live_rows = call.live_rows;
   params.rows = call.rows;
   params.columns = Tile::kSwiglu ? call.outputs / 2 : call.outputs;
+  params.codes = {.progress = static_cast<std::uint32_t*>(call.progress),
+                  .codes = static_cast<std::uint8_t*>(call.codes),
+                  .stride = call.codes_stride,
+                  .scales = call.code_scales};
   params.depth_steps = (call.inputs + kernels::kTileRowBytes - 1) / kernels::kTileRowBytes;
   return params;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backends/cuda/gemm/direct_ring.cuh"
+#include "backends/cuda/gemm/shared_words.cuh"
 #include "backends/cuda/kernels/numeric.cuh"
 
 namespace onerec::cuda::kernels {
@@ -81,7 +82,11 @@ class DirectMultiplier {
       lead = 0;
       if constexpr (Tile::kSwiglu) {
         finish(sums);
-        store_swiglu(sums, row_scales, live, row, column);
+        if (p_.codes.progress == nullptr) {
+          store_swiglu<false>(sums, row_scales, live, row, column);
+        } else {
+          store_swiglu<true>(sums, row_scales, live, row, column);
+        }
       } else if (p_.residual == nullptr) {
         finish(sums);
         Residual residual;
@@ -235,9 +240,12 @@ class DirectMultiplier {
     }
   }
 
+  // kCoded: also raises the rows' largest magnitudes.
+  template <bool kCoded>
   __device__ __forceinline__ void store_swiglu(const float (&sums)[Tile::kSums], const float (&row_scales)[2],
                                                const bool (&live)[2], int row, int column) const {
     __nv_bfloat16* const to = p_.y + row * p_.y_stride + column;
+    __nv_bfloat162 largest[2] = {bits_as<__nv_bfloat162>(0u), bits_as<__nv_bfloat162>(0u)};
 #pragma unroll
     for (int group = 0; group < Tile::kGroups; ++group) {
       if (column + group * kResultGroup >= p_.columns) break;
@@ -262,8 +270,30 @@ class DirectMultiplier {
           const auto rounded = bits_as<std::uint32_t>(__floats2bfloat162_rn(gate, up));
           values[i] = silu_product(bits_as<float>(rounded << 16), bits_as<float>(rounded & 0xffff0000u));
         }
-        if (live[half]) store_whole(to + half * 8 * p_.y_stride + first, pack<__nv_bfloat16>(values));
+        const uint4 vector = pack<__nv_bfloat16>(values);
+        if (live[half]) store_whole(to + half * 8 * p_.y_stride + first, vector);
+        if constexpr (kCoded) {
+          for (const std::uint32_t word : {vector.x, vector.y, vector.z, vector.w}) {
+            largest[half] = __hmax2_nan(largest[half], __habs2(bits_as<__nv_bfloat162>(word)));
+          }
+        }
       }
+    }
+    if constexpr (kCoded) raise_largest(largest, live, row);
+  }
+
+  // Even and odd columns' magnitudes of the thread's two rows. Bits of magnitudes are ordered as they are, NaN on top.
+  __device__ __forceinline__ void raise_largest(const __nv_bfloat162 (&largest)[2], const bool (&live)[2],
+                                                int row) const {
+    __nv_bfloat162 rows =
+        __hmax2_nan(__lows2bfloat162(largest[0], largest[1]), __highs2bfloat162(largest[0], largest[1]));
+    rows = __hmax2_nan(rows, __shfl_xor_sync(0xffffffffu, rows, 1));
+    rows = __hmax2_nan(rows, __shfl_xor_sync(0xffffffffu, rows, 2));
+    const auto bits = bits_as<std::uint32_t>(rows);
+    const bool second = lane_ % 4 == 1;  // two of a row's four lanes have something to do
+    if (lane_ % 4 < 2 && (second ? live[1] : live[0])) {
+      raise_shared_by_blocks(p_.codes.progress + DirectProgress(p_.rows).largest(row + (second ? 8 : 0)),
+                             second ? bits & 0xffff0000u : bits << 16);
     }
   }
 

@@ -6,9 +6,18 @@
 #include "backends/cuda/gemm/direct_tiles.h"
 #include "backends/cuda/gemm/grouped_cluster.cuh"
 #include "backends/cuda/gemm/grouped_mma.cuh"
+#include "backends/cuda/gemm/shared_words.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
 
 namespace onerec::cuda::kernels {
+
+// Where codes of y go; kSwigluValues.
+struct DirectCodes {
+  std::uint32_t* progress;  // the words of a DirectProgress; null: no codes
+  std::uint8_t* codes;      // [rows, columns], 8-byte aligned rows
+  std::int64_t stride;
+  float* scales;  // [rows]
+};
 
 struct DirectParams {
   CUtensorMap weights;            // boxes of 128 codes of K x weight_boxes()
@@ -24,6 +33,7 @@ struct DirectParams {
   int rows;                       // capacity
   int columns;                    // of the result, a multiple of kResultGroup
   int depth_steps;                // of 128 bytes of K
+  DirectCodes codes;
 };
 
 template <int kOutputs_, int kCluster_, DirectResult kResult_>
@@ -44,12 +54,16 @@ struct DirectTile {
   static constexpr int kMultipliers = kWarpgroups * kWarpgroupThreads;
   static constexpr int kMultiplierWarps = kMultipliers / 32;
   static constexpr int kThreads = kMultipliers + kWarpgroupThreads;
+  // Of a thread, together no more than the block has.
+  static constexpr int kMultiplierRegisters = kSwiglu ? 216 : 232;
+  static constexpr int kOtherRegisters = kSwiglu ? 72 : 40;
   static constexpr int kSums = kMmaRows * kOutputs / kWarpgroupThreads;  // of a thread
   // Steps by which the first warpgroup begins before the second. With 4 steps in the ring a longer lead would leave a
   // step too little time to be filled.
   static constexpr int kLead = 2;
 
-  // Shared memory: the ring, scales and biases of the tile's weights for every warp, barriers.
+  // Shared memory: the ring, scales and biases of the tile's weights for every warp, barriers,
+  // words that say how far warps are.
   static constexpr int kTokenBytes = kTokens * kTileRowBytes;
   static constexpr int kWeightBytes = kOutputs * kTileRowBytes;
   static constexpr int kPartBytes = kPartRows * kTileRowBytes;
@@ -57,10 +71,11 @@ struct DirectTile {
   static constexpr int kScaleBytes = 2 * kOutputs * 4;
   static constexpr int kAlignment = 1024;
   static constexpr int kMostSharedBytes = 227 * 1024;
-  static constexpr int kFixedBytes = kAlignment + kMultiplierWarps * kScaleBytes;
+  static constexpr int kFixedBytes = kAlignment + kMultiplierWarps * kScaleBytes + (kMultiplierWarps + 1) * 4;
   static constexpr int kSteps = (kMostSharedBytes - kFixedBytes) / (kStepBytes + 16);  // in the ring
   static constexpr int kSharedBytes = kFixedBytes + kSteps * (kStepBytes + 16);
 
+  static_assert(kTokens == DirectProgress::kRows, "a count of stored tiles is of one block's rows");
   static_assert(kTokens == kWarpgroups * kMmaRows, "a warpgroup's tokens are the rows of one instruction");
   static_assert(kGroups % kCluster == 0 && kPartBytes % kAlignment == 0, "parts are whole groups of rows");
   static_assert(kSteps >= 4 && kLead < kSteps && kSharedBytes <= kMostSharedBytes, "the ring must fit");
@@ -72,6 +87,8 @@ struct DirectShared {
   float* scales;
   std::uint64_t* full;
   std::uint64_t* empty;
+  std::uint32_t* stored;    // for codes: tiles that all multiplying warps have stored, but for the last ones
+  std::uint32_t* finished;  // for codes: of each multiplying warp, 1 when it has stored all
 
   __device__ __forceinline__ explicit DirectShared(unsigned char* memory) {
     const std::uint32_t past = shared_address(memory) % Tile::kAlignment;
@@ -79,6 +96,8 @@ struct DirectShared {
     scales = reinterpret_cast<float*>(ring + Tile::kSteps * Tile::kStepBytes);
     full = reinterpret_cast<std::uint64_t*>(scales + Tile::kMultiplierWarps * (Tile::kScaleBytes / 4));
     empty = full + Tile::kSteps;
+    stored = reinterpret_cast<std::uint32_t*>(empty + Tile::kSteps);
+    finished = stored + 1;
   }
 
   __device__ __forceinline__ unsigned char* tokens(int step) const { return ring + step * Tile::kStepBytes; }
@@ -129,6 +148,10 @@ class DirectWalk {
     index_ += static_cast<int>(gridDim.x) / Tile::kCluster;
     if (valid()) place_ = tiles_.place(index_);
   }
+  // Tiles of this block from here on.
+  __device__ __forceinline__ int left() const {
+    return valid() ? (tiles_.count() - index_ - 1) / (static_cast<int>(gridDim.x) / Tile::kCluster) + 1 : 0;
+  }
   __device__ __forceinline__ int tile_column() const { return place_.column; }
   __device__ __forceinline__ int first_row() const {
     return place_.row_cluster * Tile::kClusterRows + static_cast<int>(blockIdx.x) % Tile::kCluster * Tile::kTokens;
@@ -174,7 +197,7 @@ template <class Tile>
 class DirectProducer {
  public:
   __device__ __forceinline__ DirectProducer(const DirectParams& p, const DirectShared<Tile>& shared)
-      : p_(p), shared_(shared), rank_(rank_in_cluster()) {}
+      : p_(p), shared_(shared), rank_(rank_in_cluster()), steps_to_stored_(p.depth_steps + Tile::kSteps + 1) {}
 
   __device__ __forceinline__ void run() {
     DirectWalk<Tile> walk(p_);
@@ -194,6 +217,7 @@ class DirectProducer {
           begin_step(place_.step, k, walk.tile_column());
         }
         bring_tokens(k, walk.first_row());
+        if constexpr (Tile::kSwiglu) count_step();
       }
     }
     // The other blocks arrive here as long as they multiply: this block must not end before.
@@ -216,10 +240,20 @@ class DirectProducer {
     place_.advance();
   }
 
+  // A multiplying warp releases its first step of a tile when it has stored the one before; that place in the ring has
+  // been waited for once it is filled again.
+  __device__ __forceinline__ void count_step() {
+    if (--steps_to_stored_ > 0) return;
+    steps_to_stored_ = p_.depth_steps;
+    publish_in_block(shared_.stored, ++stored_);
+  }
+
   const DirectParams& p_;
   const DirectShared<Tile>& shared_;
   const int rank_;
   DirectPlace<Tile> place_;
+  int steps_to_stored_;  // until one more tile is known to be stored
+  std::uint32_t stored_ = 0;
 };
 
 }  // namespace onerec::cuda::kernels

@@ -44,6 +44,26 @@ class DirectTiles {
   int band_;  // row clusters of a band
 };
 
+// What blocks share while they make codes of the result (direct_codes.cuh): words, all 0 at first. Words that many wait
+// for lie apart from those that many add to.
+class DirectProgress {
+ public:
+  static constexpr int kRows = 128;  // of a tile
+
+  constexpr explicit DirectProgress(int rows) : rows_(rows) {}
+
+  static constexpr int begun() { return 0; }   // coding warps
+  static constexpr int taken() { return 32; }  // groups of rows
+  // Of the tiles with `row`: those that have been stored.
+  constexpr int stored(int row) const { return 64 + row / kRows; }
+  // Of row `row`: the bits of its largest magnitude.
+  constexpr std::int64_t largest(int row) const { return stored(rows_) + std::int64_t{1} + row; }
+  constexpr std::int64_t words() const { return largest(rows_); }
+
+ private:
+  int rows_;
+};
+
 // The matrix instruction gives a thread with lane % 4 = q the columns 8i + 2q and 8i + 2q + 1. For 8 neighbouring
 // columns of the result per thread, the copy engine brings the rows of W in another order: as boxes of a tensor with
 // the dimensions (b, q, i, group) besides K, whose strides are these. Column 8i + 2q + b of a group is
