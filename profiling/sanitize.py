@@ -30,11 +30,13 @@ HOST_ONLY = (
     "attention_schedule",
     "batch",
     "block_matmul",
+    "direct_tiles",
     "float8",
     "gemm",
     "gemm_select",
     "grouped_select",
     "item_trie",
+    "split_tiles",
     "thread_pool",
 )
 SOURCES = Path(__file__).resolve().parent.parent / "tests/cpp"

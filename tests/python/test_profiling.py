@@ -273,10 +273,12 @@ def test_scripts_say_what_is_missing(script: str) -> None:
 
 def test_the_gpu_page_says_what_the_figures_say() -> None:
     results = PROFILING / "results"
+
+    def load(paths: list[Path]) -> list[Any]:
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+    engine, ops = load([results / "bench_gpu.json", results / "bench_ops.json"])
+    ladders = load(sorted(results.glob("ladder_*.json")))
     kernels = sorted(results.glob("kernels_*.json"))
-    engine, ops, *found = (
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in (results / "bench_gpu.json", results / "bench_ops.json", *kernels)
-    )
-    page = gpu_page.page(engine, ops, [(path.stem, report) for path, report in zip(kernels, found, strict=True)])
+    page = gpu_page.page(engine, ladders, ops, list(zip([path.stem for path in kernels], load(kernels), strict=True)))
     assert page == gpu_page.PAGE.read_text(encoding="utf-8")
