@@ -37,9 +37,9 @@ class Stream {
   // may unless said otherwise. Devices that never do ignore it.
   virtual void overlap_work(bool /*allowed*/) {}
   // A second line of work, which may run beside this one until join(): what is issued to it comes after all that was
-  // issued here before. It takes ops, copies and fills, and lives as long as this stream. There is one branch at a time:
-  // a fork and the end of a recording join what is not joined. To be joined before a synchronize() that is to wait for
-  // it. Devices with a single line of work return this stream.
+  // issued here before. It takes ops, copies and fills, and lives as long as this stream. There is one branch at a
+  // time: a fork and the end of a recording join what is not joined. To be joined before a synchronize() that is to
+  // wait for it. Devices with a single line of work return this stream.
   virtual Stream& fork() { return *this; }
   // What is issued from here on comes after all that was issued here and to the branch.
   virtual void join() {}

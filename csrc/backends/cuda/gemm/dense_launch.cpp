@@ -89,8 +89,8 @@ void swiglu_gemm(Stream& stream, const LinearSwigluParams& params, const Matrix&
 
 void swiglu_codes_gemm(Stream& stream, const LinearSwigluParams& params, int config, int multiprocessors,
                        Workspace workspace) {
-  DenseGemmCall call = call_of(stream, params.x, params.weight, params.bias, hidden_in_gate_up(params), params.rows,
-                               multiprocessors);
+  DenseGemmCall call =
+      call_of(stream, params.x, params.weight, params.bias, hidden_in_gate_up(params), params.rows, multiprocessors);
   call.progress = workspace.data;
   call.codes = params.quantized.values.data;
   call.codes_stride = params.quantized.values.stride;
