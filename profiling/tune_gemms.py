@@ -1,4 +1,4 @@
-"""Times every dense kernel on the report's shapes and writes the table that the engine chooses from.
+"""Times every dense kernel on the report's shapes and writes the table of what the engine's model gets wrong.
 
     cmake -S . -B build/cuda-tests -G Ninja -DONEREC_CUDA=ON -DONEREC_BUILD_TUNER=ON -DONEREC_BUILD_BINDINGS=OFF
     cmake --build build/cuda-tests --target tune_gemms
@@ -6,7 +6,7 @@
     python profiling/tune_gemms.py --from profiling/results/gemm_tuning.json --write
 
 The winner at a number of rows serves the rows from the next smaller number on, since capacities are rounded up. A shape
-gets a line where the winner takes at least 3 % less time than the kernel that the engine chose when it was measured.
+gets a line where the winner takes at least 3 % less time than the kernel that the model of gemm_select.h expects to win.
 """
 
 from __future__ import annotations
@@ -60,24 +60,24 @@ def shapes(models: Iterable[str]) -> list[tuple[str, int, int]]:
 
 
 def winners(lines: Iterable[Line]) -> list[tuple[tuple[str, int, int], int, Line, Line]]:
-    """Per shape and number of rows: the winner and what the engine chose."""
+    """Per shape and number of rows: the winner and what the model expected to win."""
     groups: dict[tuple[str, int, int, int], list[Line]] = {}
     for line in lines:
         groups.setdefault((line["types"], line["outputs"], line["inputs"], line["rows"]), []).append(line)
     out = []
     for (types, outputs, inputs, rows), group in groups.items():
         right = [line for line in group if line["difference"] <= WORST_DIFFERENCE]
-        # The plain kernel is left out where it takes long; what chose it all the same was wrong.
-        chosen = next((line for line in group if line["chosen"]), {"name": "not measured", "us": math.inf})
-        out.append(((types, outputs, inputs), rows, min(right, key=lambda line: float(line["us"])), chosen))
+        # The plain kernel is left out where it takes long; a model that expects it to win all the same is wrong.
+        modelled = next((line for line in group if line["modelled"]), {"name": "not measured", "us": math.inf})
+        out.append(((types, outputs, inputs), rows, min(right, key=lambda line: float(line["us"])), modelled))
     return out
 
 
 def header(lines: Iterable[Line], device: str) -> str:
     """measured_gemms.h for these measurements."""
     rows_of: list[tuple[tuple[str, int, int], int, int, int]] = []
-    for shape, rows, best, chosen in winners(lines):
-        if shape[0] not in ENUMS or best["us"] > GAIN * chosen["us"]:
+    for shape, rows, best, modelled in winners(lines):
+        if shape[0] not in ENUMS or best["us"] > GAIN * modelled["us"]:
             continue
         first = max((r for r in ROWS if r < rows), default=0) + 1
         if rows_of and rows_of[-1][0] == shape and rows_of[-1][3] == best["config"] and rows_of[-1][2] + 1 == first:
@@ -139,12 +139,12 @@ def main() -> int:
             str(rows),
             best["name"],
             f"{best['us']:.2f}",
-            chosen["name"],
-            f"{chosen['us'] / best['us']:.2f}",
+            modelled["name"],
+            f"{modelled['us'] / best['us']:.2f}",
         ]
-        for shape, rows, best, chosen in winners(report["lines"])
+        for shape, rows, best, modelled in winners(report["lines"])
     ]
-    print(table(["types", "N", "K", "rows", "winner", "us", "chosen", "chosen / winner"], cells, "<>>><><>"))
+    print(table(["types", "N", "K", "rows", "winner", "us", "modelled", "modelled / winner"], cells, "<>>><><>"))
     for line in wrong:
         print(f"WRONG by {line['difference']:.1e}: {line}")
     if args.write:

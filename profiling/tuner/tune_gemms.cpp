@@ -54,11 +54,11 @@ class Tuner {
                         .y = {y->data(), wide ? DType::kF32 : DType::kBF16, rows, outputs, outputs},
                         .rows = {rows, nullptr}};
     const GemmTypes wanted = fp8 ? GemmTypes::kFp8ToBf16 : wide ? GemmTypes::kBf16ToF32 : GemmTypes::kBf16ToBf16;
-    const int chosen = select_gemm({wanted, rows, outputs, inputs, multiprocessors_});
+    const int modelled = model_gemm({wanted, rows, outputs, inputs, multiprocessors_});
     std::vector<float> reference;
     for (int config = kPlainGemm; config < kGemmConfigCount; ++config) {
       const bool built = config == kPlainGemm
-                             ? rows <= kMostPlainRows || chosen == kPlainGemm
+                             ? rows <= kMostPlainRows || modelled == kPlainGemm
                              : kGemmConfigs[config].types == wanted && takes_outputs(kGemmConfigs[config], outputs);
       if (!built) continue;
       params.weight = weights_.front().get();
@@ -71,7 +71,7 @@ class Tuner {
         linear_with(*stream_, params, config, multiprocessors_);
       });
       print(types, outputs, inputs, rows, config, gemm_name(config), us, difference(result, reference),
-            config == chosen);
+            config == modelled);
     }
     std::fflush(stdout);
   }
@@ -140,12 +140,12 @@ class Tuner {
   static constexpr int kUnfused = -1;
 
   static void print(const std::string& types, std::int64_t outputs, std::int64_t inputs, std::int64_t rows, int config,
-                    const std::string& name, double us, double off, bool chosen) {
+                    const std::string& name, double us, double off, bool modelled) {
     std::printf(
         "{\"types\": \"%s\", \"outputs\": %lld, \"inputs\": %lld, \"rows\": %lld, \"config\": %d, \"name\": \"%s\", "
-        "\"us\": %.3f, \"difference\": %.2e, \"chosen\": %s}\n",
+        "\"us\": %.3f, \"difference\": %.2e, \"modelled\": %s}\n",
         types.c_str(), static_cast<long long>(outputs), static_cast<long long>(inputs), static_cast<long long>(rows),
-        config, name.c_str(), us, off, chosen ? "true" : "false");
+        config, name.c_str(), us, off, modelled ? "true" : "false");
   }
 
   void make_weights(bool fp8, std::int64_t outputs, std::int64_t inputs) {
