@@ -124,7 +124,7 @@ TEST(LinearSwiglu, CodesOfManyRows) {
   for (const std::int32_t live : {0, 1, 1000, static_cast<std::int32_t>(kCodedRows)}) {
     check_codes(sizes_of(live, kCodedRows, kCodedInputs, kCodedWidth, 16));
   }
-  check_codes(sizes_of(1100, 1100, 128, 352));
+  check_codes(sizes_of(2100, 2100, 128, 352));
 }
 
 // The workspace is measured without knowing whether the kernel is used, and without addresses.

@@ -58,8 +58,8 @@ std::string name_of(const GemmConfig& c) {
                 c.cluster, " ", schedule);
 }
 
-// With fewer rows, what is to be cleared costs more than is gained.
-constexpr std::int64_t kLeastCodedRows = 1024;
+// With fewer rows, what is to be cleared and the wait for the last tiles cost more than is gained (tune_gemms).
+constexpr std::int64_t kLeastCodedRows = 2048;
 
 bool may_be_coded(const LinearSwigluParams& p) {
   return p.weight->format == WeightFormat::kFp8Channel && p.quantized.scale_kind == ScaleKind::kPerRow &&
