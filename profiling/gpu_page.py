@@ -125,7 +125,8 @@ def page(engine: Report, ladders: list[Report], ops: Report, kernels: list[tuple
     """The whole page."""
     reached = ops["ceilings"]
     pictures = "\n\n".join(
-        f"{report['generation']}: {report['total_us'] / 1e3:.1f} ms under the profiler\n\n"
+        f"{report['generation']}: {report['total_us'] / 1e3:.1f} ms under the profiler, "
+        f"commit {report['facts']['commit']}\n\n"
         f"![time per kernel](../profiling/results/{name}.png)"
         for name, report in kernels
     )
@@ -151,18 +152,7 @@ memory to host memory, `generate` from item ids to items. The floor is that of `
 The answers, compared in the same run:
 
 {agreements(engine)}
-## What each step is worth
-
-{circumstances(ladders[0]["facts"])}.
-
-```sh
-{_command(ladders[0])}
-```
-
-Every rung adds to the one before it; [profiling/ladder.py](../profiling/ladder.py) says what each is.
-
-{rungs(ladders)}
-## Ops
+{_steps(ladders)}## Ops
 
 {circumstances(ops["facts"])}.
 
@@ -175,12 +165,43 @@ Reached by torch on this device: copy {reached["copy"] / 1e12:.2f} TB/s; 8192 x 
 {reached["attention"] / 1e12:.0f} TFLOP/s. Ratios of times; above 1, ours takes less.
 
 {op_ratios(ops)}
-![roofline](../profiling/results/bench_ops.png)
+{_failures(ops)}![roofline](../profiling/results/bench_ops.png)
 
 ## Where the time goes
 
 {pictures}
 """
+
+
+def _steps(ladders: list[Report]) -> str:
+    """The section of the ladders; nothing without them."""
+    if not ladders:
+        return ""
+    return f"""## What each step is worth
+
+{circumstances(ladders[0]["facts"])}.
+
+```sh
+{_command(ladders[0])}
+```
+
+Every rung adds to the one before it; [profiling/ladder.py](../profiling/ladder.py) says what each is.
+
+{rungs(ladders)}
+"""
+
+
+def _failures(ops: Report) -> str:
+    """The lines whose results were not right."""
+    wrong = [row for row in ops["rows"] if row["ok"] is False]
+    if not wrong:
+        return "Every result was right.\n\n"
+    lines = "".join(
+        f"* {row['model']}, {row['op']}, {row['rows']} rows, {row['contestant']}: error {row['error']:.4f}, "
+        f"limit {row['limit']}\n"
+        for row in wrong
+    )
+    return f"Results outside their limits:\n\n{lines}\n"
 
 
 def _command(report: Report) -> str:
@@ -198,7 +219,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", required=True, help="of bench_engine.py --device cuda")
     parser.add_argument("--ops", required=True, help="of bench_ops.py")
-    parser.add_argument("--ladders", nargs="+", required=True, help="of ladder.py")
+    parser.add_argument("--ladders", nargs="*", default=[], help="of ladder.py")
     parser.add_argument("--kernels", nargs="*", default=[], help="of kernel_times.py")
     args = parser.parse_args()
     engine, ops, *ladders = (_load(name) for name in (args.engine, args.ops, *args.ladders))

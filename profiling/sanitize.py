@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -107,21 +108,23 @@ def _run(args: argparse.Namespace, sanitizer: str, tool: str, test: str, deadlin
         return Outcome(tool, test, "not run: out of time")
     command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), str(binary), f"--gtest_filter={args.filter}"]
     started = time.monotonic()
-    try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, "ONEREC_TEST_DEVICE": "cuda"},
-            timeout=min(left, args.timeout),
-            check=False,
-        )
-        result, text = judge(done.returncode, done.stdout), done.stdout
-    except subprocess.TimeoutExpired as expired:
-        output = expired.stdout or b""
-        result, text = "timed out", output.decode(errors="replace") if isinstance(output, bytes) else output
+    # A session of its own: the sanitizer starts the test as its child, which would outlive it and keep the GPU busy.
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**os.environ, "ONEREC_TEST_DEVICE": "cuda"},
+        start_new_session=True,
+    ) as running:
+        try:
+            text, _ = running.communicate(timeout=min(left, args.timeout))
+            result = judge(running.returncode, text)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+            text, _ = running.communicate()
+            result = "timed out"
     if args.logs:
         Path(args.logs).mkdir(parents=True, exist_ok=True)
         (Path(args.logs) / f"{tool}_{test}.txt").write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@
     python profiling/tune_gemms.py --from profiling/results/gemm_tuning.json --write
 
 The winner at a number of rows serves the rows from the next smaller number on, since capacities are rounded up. A shape
-gets a line where the winner takes at least 3 % less time than the kernel that the model of gemm_select.h expects to win.
+gets a line where the winner takes at least 3 % less time than the one that the model of gemm_select.h expects to win.
 """
 
 from __future__ import annotations

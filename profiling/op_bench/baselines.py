@@ -35,7 +35,9 @@ _scaled_grouped_mm: Callable[..., Tensor] = getattr(torch, "_scaled_grouped_mm",
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """E4M3 codes and a scale per row (docs/numerics.md): [..., rows, columns] -> the same, [..., rows]."""
-    scale = (x.abs().amax(-1).float() / E4M3_MAX).clamp(min=1e-12)
+    largest = x.abs().amax(-1).float()
+    # On a GPU, torch divides by a number of the host by multiplying with its reciprocal.
+    scale = (largest / torch.full((), E4M3_MAX, device=x.device)).clamp(min=1e-12)
     codes = (x.float() * (1.0 / scale).unsqueeze(-1)).clamp(-E4M3_MAX, E4M3_MAX)
     return codes.to(torch.float8_e4m3fn), scale
 

@@ -271,6 +271,26 @@ def test_scripts_say_what_is_missing(script: str) -> None:
     assert "is not on the PATH" in found.stderr
 
 
+def test_a_sanitizer_out_of_time_takes_its_test_with_it(tmp_path: Path) -> None:
+    """The sanitizer starts the test as its child: neither may stay behind."""
+    pid_file = tmp_path / "pid"
+    sanitizer = tmp_path / "sanitizer"
+    sanitizer.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {pid_file}\nwait\n", encoding="utf-8")
+    sanitizer.chmod(0o755)
+    (tmp_path / "test_swiglu").touch()
+    options = ["--bin", str(tmp_path), "--tools", "memcheck", "--tests", "swiglu", "--timeout", "2"]
+    done = subprocess.run(
+        [sys.executable, str(PROFILING / "sanitize.py"), "--sanitizer", str(sanitizer), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "timed out" in done.stdout
+    status = Path("/proc") / pid_file.read_text(encoding="utf-8").strip() / "stat"
+    assert not status.exists() or status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+
+
 def test_the_gpu_page_says_what_the_figures_say() -> None:
     results = PROFILING / "results"
 
