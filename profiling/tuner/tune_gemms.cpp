@@ -22,20 +22,18 @@
 #include "backends/registry.h"
 #include "core/bfloat16.h"
 #include "core/float8.h"
+#include "replay_timer.h"
 
 namespace onerec::cuda {
 namespace {
 
 constexpr std::size_t kRotatedBytes = std::size_t{128} << 20;  // above the L2 cache
-constexpr int kReplays = 7;
 constexpr std::int64_t kMostPlainRows = 64;
 constexpr std::int64_t kComparedRows = 32;
 
 class Tuner {
  public:
   Tuner() : backend_(make_cuda_backend()), stream_(std::make_unique<CudaStream>()) {
-    check(cudaEventCreate(&start_), "make an event");
-    check(cudaEventCreate(&stop_), "make an event");
     check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, 0), "count multiprocessors");
   }
 
@@ -229,30 +227,13 @@ class Tuner {
   template <class Issue>
   double microseconds(const Issue& issue) {
     const int calls = static_cast<int>(weights_.size()) * (weights_.size() < 16 ? 4 : 1);
-    stream_->begin_recording();
-    for (int i = 0; i < calls; ++i) {
-      issue(weights_[static_cast<std::size_t>(i) % weights_.size()].get());
-    }
-    const auto recording = stream_->end_recording();
-    recording->replay(*stream_);
-    std::vector<float> times;
-    for (int i = 0; i < kReplays; ++i) {
-      check(cudaEventRecord(start_, stream_->handle()), "time a replay");
-      recording->replay(*stream_);
-      check(cudaEventRecord(stop_, stream_->handle()), "time a replay");
-      check(cudaEventSynchronize(stop_), "time a replay");
-      float milliseconds = 0.0f;
-      check(cudaEventElapsedTime(&milliseconds, start_, stop_), "time a replay");
-      times.push_back(milliseconds);
-    }
-    std::sort(times.begin(), times.end());
-    return 1e3 * static_cast<double>(times[kReplays / 2]) / calls;
+    return timer_.microseconds(calls,
+                               [&](int i) { issue(weights_[static_cast<std::size_t>(i) % weights_.size()].get()); });
   }
 
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<CudaStream> stream_;
-  cudaEvent_t start_ = nullptr;
-  cudaEvent_t stop_ = nullptr;
+  ReplayTimer timer_{*stream_};
   int multiprocessors_ = 0;
   std::mt19937 random_{1};
   std::vector<std::unique_ptr<LinearWeight>> weights_;

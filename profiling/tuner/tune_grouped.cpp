@@ -25,11 +25,11 @@
 #include "backends/registry.h"
 #include "core/bfloat16.h"
 #include "core/float8.h"
+#include "replay_timer.h"
 
 namespace onerec::cuda {
 namespace {
 
-constexpr int kReplays = 7;
 constexpr int kCalls = 6;
 constexpr std::int64_t kComparedRows = 2;  // at either end of an expert's rows
 constexpr std::int64_t kDrawnRows = 1009;  // different rows of x
@@ -47,8 +47,6 @@ class Tuner {
  public:
   explicit Tuner(const Model& model)
       : model_(model), backend_(make_cuda_backend()), stream_(std::make_unique<CudaStream>()) {
-    check(cudaEventCreate(&start_), "make an event");
-    check(cudaEventCreate(&stop_), "make an event");
     check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, 0), "count multiprocessors");
     gate_up_ = make_weight("gate_up", 2 * model.width, model.hidden);
     down_ = make_weight("down", model.hidden, model.width);
@@ -260,29 +258,13 @@ class Tuner {
 
   template <class Run>
   double microseconds(const Run& run) {
-    stream_->begin_recording();
-    for (int i = 0; i < kCalls; ++i) run();
-    const auto recording = stream_->end_recording();
-    recording->replay(*stream_);
-    std::vector<float> times;
-    for (int i = 0; i < kReplays; ++i) {
-      check(cudaEventRecord(start_, stream_->handle()), "time a replay");
-      recording->replay(*stream_);
-      check(cudaEventRecord(stop_, stream_->handle()), "time a replay");
-      check(cudaEventSynchronize(stop_), "time a replay");
-      float milliseconds = 0.0f;
-      check(cudaEventElapsedTime(&milliseconds, start_, stop_), "time a replay");
-      times.push_back(milliseconds);
-    }
-    std::sort(times.begin(), times.end());
-    return 1e3 * static_cast<double>(times[kReplays / 2]) / kCalls;
+    return timer_.microseconds(kCalls, [&](int) { run(); });
   }
 
   Model model_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<CudaStream> stream_;
-  cudaEvent_t start_ = nullptr;
-  cudaEvent_t stop_ = nullptr;
+  ReplayTimer timer_{*stream_};
   int multiprocessors_ = 0;
   std::mt19937 random_{1};
   std::unique_ptr<LinearWeight> gate_up_;

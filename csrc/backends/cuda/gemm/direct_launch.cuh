@@ -3,9 +3,9 @@
 
 #include <algorithm>
 
+#include "backends/cuda/gemm/dense_params.cuh"
 #include "backends/cuda/gemm/direct_instances.h"
 #include "backends/cuda/gemm/direct_kernel.cuh"
-#include "backends/cuda/gemm/tensor_map.h"
 #include "backends/cuda/launch.h"
 
 namespace onerec::cuda {
@@ -33,31 +33,15 @@ int resident_clusters(const char* op) {
 
 template <class Tile>
 kernels::DirectParams direct_params(const char* op, const DenseGemmCall& call) {
-  const kernels::WeightBoxes boxes = kernels::weight_boxes(Tile::kResult, call.outputs, Tile::kPartRows);
-  RowArray weights{.data = call.weights, .columns = call.inputs};
-  std::copy(std::begin(boxes.extents), std::end(boxes.extents), weights.extents);
-  std::copy(std::begin(boxes.strides), std::end(boxes.strides), weights.strides);
-  kernels::DirectParams params{};
-  params.weights = make_tensor_map(op, weights, boxes.box);
-  params.tokens = make_tensor_map(
-      op,
-      {.data = call.x, .dtype = DType::kE4M3, .columns = call.inputs, .rows = call.rows, .row_stride = call.x_stride},
-      {.columns = kernels::kTileRowBytes, .rows = Tile::kTokens});
-  params.weight_scales = call.weight_scales;
-  params.token_scales = call.x_scales;
-  params.bias = call.bias;
-  params.residual = static_cast<const __nv_bfloat16*>(call.residual);
-  params.residual_stride = call.residual_stride;
-  params.y = static_cast<__nv_bfloat16*>(call.y);
-  params.y_stride = call.y_stride;
-  params.live_rows = call.live_rows;
-  params.rows = call.rows;
-  params.columns = Tile::kSwiglu ? call.outputs / 2 : call.outputs;
-  params.codes = {.progress = static_cast<std::uint32_t*>(call.progress),
-                  .codes = static_cast<std::uint8_t*>(call.codes),
-                  .stride = call.codes_stride,
-                  .scales = call.code_scales};
-  params.depth_steps = (call.inputs + kernels::kTileRowBytes - 1) / kernels::kTileRowBytes;
+  kernels::DirectParams params =
+      dense_params(op, call, kernels::weight_boxes(Tile::kResult, call.outputs, Tile::kPartRows), Tile::kTokens);
+  if constexpr (Tile::kSwiglu) {
+    params.columns = call.outputs / 2;
+    params.codes = {.progress = static_cast<std::uint32_t*>(call.progress),
+                    .codes = static_cast<std::uint8_t*>(call.codes),
+                    .stride = call.codes_stride,
+                    .scales = call.code_scales};
+  }
   return params;
 }
 
