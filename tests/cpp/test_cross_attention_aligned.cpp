@@ -2,8 +2,10 @@
 // and ragged contexts. Against float64.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "ops/cross_attention.h"
 #include "ops/quantize.h"
@@ -23,6 +25,7 @@ struct Shape {
   bool shared_kv = true;
   std::int64_t spare_rows = 0;
   std::int64_t spare_tokens = 0;
+  std::int64_t max_rows = 0;  // of one request; 0: the largest number, and the spare ones
 };
 
 struct Problem {
@@ -60,7 +63,7 @@ struct Problem {
             .batch = static_cast<std::int64_t>(shape.rows.size()),
             .rows_capacity = q.rows(),
             .tokens_capacity = k.rows(),
-            .max_request_rows = largest_of(shape.rows) + shape.spare_rows,
+            .max_request_rows = shape.max_rows > 0 ? shape.max_rows : largest_of(shape.rows) + shape.spare_rows,
             .max_request_tokens = largest_of(shape.tokens) + shape.spare_tokens,
             .heads = shape.heads,
             .kv_heads = shape.kv_heads,
@@ -188,7 +191,8 @@ TEST(CrossAttentionAligned, CodesAreThoseOfTheRoundedOutput) {
     const std::int64_t long_context = at_most_on_simt(1500, 200);
     for (const Shape& shape : {Shape{{3}, {long_context}, 2, 2, head_dim, true, 2, 7},
                                Shape{{3, 5, 0, 2}, {20, long_context, 30, 0}, 6, 2, head_dim, true},
-                               Shape{{70}, {100}, 2, 1, head_dim, false, 1, 0}}) {
+                               Shape{{70}, {100}, 2, 1, head_dim, false, 1, 0},
+                               Shape{{1, 0, 1}, {long_context, 5, 0}, 3, 3, head_dim, true}}) {
       Problem x(shape, random);
       x.run();
       const Extent rows{x.out.rows(), x.row_offsets.get() + shape.rows.size()};
@@ -278,6 +282,109 @@ TEST(CrossAttentionAligned, KeepsNonFiniteValuesInTheirRequest) {
           ASSERT_TRUE(finite ? !touched : may_be) << r << ", " << c;
         }
       }
+    }
+  }
+}
+
+// Kernels may differ where no request has more than one row.
+Shape one_row(std::vector<std::int64_t> rows, std::vector<std::int64_t> tokens, std::int64_t heads,
+              std::int64_t kv_heads, std::int64_t head_dim) {
+  return {.rows = std::move(rows),
+          .tokens = std::move(tokens),
+          .heads = heads,
+          .kv_heads = kv_heads,
+          .head_dim = head_dim,
+          .max_rows = 1};
+}
+
+constexpr std::array kOneRowHeadDims = {std::int64_t{64}, std::int64_t{128}, std::int64_t{40}};
+
+TEST(CrossAttentionAligned, OneRowOfOneRequest) {
+  Random random(10);
+  for (const std::int64_t head_dim : kOneRowHeadDims) {
+    for (const std::int64_t tokens : {0, 1, 63, 512, 3000}) {
+      if (tokens == 3000 && head_dim == 40) continue;  // no different from 512
+      const std::int64_t heads = tokens == 512 ? at_most_on_simt(head_dim == 64 ? 10 : 14, 2) : tokens == 3000 ? 1 : 3;
+      for (const bool shared : {true, false}) {
+        Shape shape = one_row({1}, {tokens}, heads, heads, head_dim);
+        shape.shared_kv = shared;
+        check_shape(shape, random);
+        shape.spare_rows = 3;
+        shape.spare_tokens = 300;
+        check_shape(shape, random);
+      }
+    }
+  }
+}
+
+TEST(CrossAttentionAligned, OneRowOfEveryRequest) {
+  Random random(11);
+  for (const std::int64_t head_dim : kOneRowHeadDims) {
+    for (const std::int64_t requests : {std::int64_t{3}, at_most_on_simt(32, 5), at_most_on_simt(90, 8)}) {
+      for (const bool shared : {true, false}) {
+        const std::int64_t heads = requests == 32 ? 3 : at_most_on_simt(11, 2);
+        Shape shape = one_row({}, {}, heads, heads, head_dim);
+        for (std::int64_t b = 0; b < requests; ++b) {
+          shape.rows.push_back(uniform(random, 0, 5) == 0 ? 0 : 1);
+          shape.tokens.push_back(uniform(random, 0, b % 4 == 0 && b < 32 ? 300 : 20));
+        }
+        shape.shared_kv = shared;
+        shape.spare_rows = uniform(random, 0, 4);
+        shape.spare_tokens = uniform(random, 0, 900);
+        check_shape(shape, random);
+      }
+    }
+  }
+}
+
+TEST(CrossAttentionAligned, OneRowOfGroups) {
+  Random random(12);
+  for (const std::int64_t head_dim : kOneRowHeadDims) {
+    for (const std::int64_t group : {2, 7, 16}) {
+      check_shape(one_row({1}, {at_most_on_simt(1000, 300)}, group, 1, head_dim), random);
+      check_shape(one_row({1, 0, 1}, {70, 3, 200}, group * 2, 2, head_dim), random);
+    }
+  }
+  // So much to read again for every head that other kernels may be quicker.
+  const std::vector<std::int64_t> tokens(static_cast<std::size_t>(at_most_on_simt(40, 2)), at_most_on_simt(500, 20));
+  check_shape(one_row(std::vector<std::int64_t>(tokens.size(), 1), tokens, 14, 2, 128), random);
+}
+
+TEST(CrossAttentionAligned, OneRowKeepsNonFiniteValuesInItsRequest) {
+  Random random(13);
+  for (const std::int64_t head_dim : kOneRowHeadDims) {
+    for (const float bad : {std::nanf(""), INFINITY, -INFINITY}) {
+      for (const std::int64_t spare_tokens : {0, 600}) {  // few and many splits
+        Shape shape = one_row({1, 1, 1}, {150, 50, 140}, 2, 2, head_dim);
+        shape.spare_tokens = spare_tokens;
+        Problem x(shape, random);
+        x.k.set(150 + 3, head_dim + 5, bad);
+        x.run();
+        for (std::int64_t r = 0; r < 3; ++r) {
+          for (std::int64_t c = 0; c < 2 * head_dim; ++c) {
+            const bool touched = r == 1 && c == head_dim + 5;
+            const bool may_be = r == 1 && c >= head_dim;
+            const bool finite = std::isfinite(x.out.get(r, c));
+            ASSERT_TRUE(finite ? !touched : may_be) << r << ", " << c;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(CrossAttentionAligned, OneRowFollowsTheLargestScore) {
+  Random random(14);
+  for (const float slope : {0.05f, -0.05f, 2.0f, -2.0f}) {
+    for (const std::int64_t spare_tokens : {0, 600}) {
+      Shape shape = one_row({1}, {500}, 1, 1, 64);
+      shape.shared_kv = false;
+      shape.spare_tokens = spare_tokens;
+      Problem x(shape, random);
+      x.q.set(0, 0, 8.0f);
+      for (std::int64_t n = 0; n < 500; ++n) x.k.set(n, 0, slope * static_cast<float>(n));
+      x.run();
+      check(x);
     }
   }
 }

@@ -9,6 +9,8 @@
 #define __shared__ static thread_local
 #undef __launch_bounds__
 #define __launch_bounds__(...)
+#undef __cluster_dims__
+#define __cluster_dims__(...)
 
 #include <bit>
 #include <cmath>
@@ -183,6 +185,7 @@ inline int __popc(unsigned value) { return std::popcount(value); }
 inline int __popcll(unsigned long long value) { return std::popcount(value); }
 inline int __clz(int value) { return std::countl_zero(static_cast<unsigned>(value)); }
 inline int __clzll(long long value) { return std::countl_zero(static_cast<unsigned long long>(value)); }
+inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
 inline int __ffs(int value) { return value == 0 ? 0 : std::countr_zero(static_cast<unsigned>(value)) + 1; }
 inline int __ffsll(long long value) {
   return value == 0 ? 0 : std::countr_zero(static_cast<unsigned long long>(value)) + 1;

@@ -75,8 +75,9 @@ std::unique_ptr<Buffer> SimtDevice::allocate(std::size_t bytes) { return std::ma
 namespace onerec::test {
 
 std::unique_ptr<Backend> make_simt_backend() {
-  return std::make_unique<cuda::CudaBackend>(std::make_unique<simt::SimtDevice>(),
-                                             cuda::DeviceLimits{.multiprocessors = 3, .tensor_cores = false});
+  return std::make_unique<cuda::CudaBackend>(
+      std::make_unique<simt::SimtDevice>(),
+      cuda::DeviceLimits{.multiprocessors = 3, .tensor_cores = false, .clusters = false});
 }
 
 }  // namespace onerec::test

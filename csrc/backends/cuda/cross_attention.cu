@@ -1,4 +1,5 @@
-// BF16 heads of 64 or 128 columns, at most 64 to a group, go to the tensor cores; everything else to the plain kernel.
+// BF16 heads of 64 or 128 columns go to a kernel of their own where requests have one row, else, at most 64 to a group,
+// to the tensor cores; everything else goes to the plain kernel.
 #include "ops/cross_attention.h"
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include "backends/cuda/kernels/combine_attention_splits.cuh"
 #include "backends/cuda/kernels/plain_cross_attention.cuh"
 #include "backends/cuda/launch.h"
+#include "backends/cuda/one_row_attention.h"
 #include "backends/cuda/row_launch.h"
 #include "core/arena.h"
 #include "core/error.h"
@@ -74,15 +76,21 @@ FlashPlan plan_flash(const CrossAttentionParams& p, const DeviceLimits& limits, 
   return plan;
 }
 
-// Looks at nothing that differs between measuring and running.
-bool is_flash_shape(const CrossAttentionParams& p, const DeviceLimits& limits) {
-  return limits.tensor_cores && p.q.dtype == DType::kBF16 && (p.head_dim == 64 || p.head_dim == 128) &&
-         p.heads / p.kv_heads <= kernels::kWarpgroupRows && p.scale > 0.0f && p.tokens_capacity > 0;
+enum class Kernel { kOneRow, kFlash, kPlain };
+
+// For params whose rows all start at multiples of 16 bytes. Looks at nothing that differs between measuring and
+// running.
+Kernel kernel_of_shape(const CrossAttentionParams& p, const DeviceLimits& limits) {
+  if (is_one_row_shape(p)) return Kernel::kOneRow;
+  const bool flash = limits.tensor_cores && p.q.dtype == DType::kBF16 && (p.head_dim == 64 || p.head_dim == 128) &&
+                     p.heads / p.kv_heads <= kernels::kWarpgroupRows && p.scale > 0.0f && p.tokens_capacity > 0;
+  return flash ? Kernel::kFlash : Kernel::kPlain;
 }
 
-bool is_flash(const CrossAttentionParams& p, const DeviceLimits& limits) {
-  return is_flash_shape(p, limits) && rows_at_vectors(p.q) && rows_at_vectors(p.k) && rows_at_vectors(p.v) &&
-         rows_at_vectors(p.out);
+Kernel kernel_of(const CrossAttentionParams& p, const DeviceLimits& limits) {
+  const bool at_vectors =
+      rows_at_vectors(p.q) && rows_at_vectors(p.k) && rows_at_vectors(p.v) && rows_at_vectors(p.out);
+  return at_vectors ? kernel_of_shape(p, limits) : Kernel::kPlain;
 }
 
 // Whether the kernel that adds up splits can make them.
@@ -96,26 +104,30 @@ bool combines_codes(const CrossAttentionParams& p) {
 
 bool CudaBackend::fuses_cross_attention_codes(const CrossAttentionParams& params) const {
   Arena arena;
-  return is_flash(params, limits_) && plan_flash(params, limits_, arena).splits > 1 && combines_codes(params);
+  return kernel_of(params, limits_) == Kernel::kFlash && plan_flash(params, limits_, arena).splits > 1 &&
+         combines_codes(params);
 }
 
 std::size_t CudaBackend::cross_attention_workspace(const CrossAttentionParams& params) const {
   require(params.head_dim <= kLargestHead, "[cross_attention] got head_dim ", params.head_dim, ", want at most ",
           kLargestHead, ". Run this model on the CPU.");
-  if (!is_flash_shape(params, limits_)) return 0;
+  if (kernel_of_shape(params, limits_) != Kernel::kFlash) return 0;
   Arena arena;
   plan_flash(params, limits_, arena);
   return arena.used();
 }
 
 void CudaBackend::cross_attention(Stream& stream, const CrossAttentionParams& params, Workspace workspace) {
-  if (is_flash(params, limits_)) {
-    Arena arena(workspace.data, workspace.bytes);
-    flash_cross_attention(stream, params, plan_flash(params, limits_, arena));
-  } else if (params.q.dtype == DType::kF32) {
-    launch_plain<float>(stream, params);
-  } else {
-    launch_plain<kernels::bf16>(stream, params);
+  switch (kernel_of(params, limits_)) {
+    case Kernel::kOneRow:
+      return one_row_attention(stream, params, limits_);
+    case Kernel::kFlash: {
+      Arena arena(workspace.data, workspace.bytes);
+      return flash_cross_attention(stream, params, plan_flash(params, limits_, arena));
+    }
+    case Kernel::kPlain:
+      return params.q.dtype == DType::kF32 ? launch_plain<float>(stream, params)
+                                           : launch_plain<kernels::bf16>(stream, params);
   }
 }
 

@@ -11,6 +11,7 @@ namespace onerec::cuda {
 struct DeviceLimits {
   int multiprocessors = 1;
   bool tensor_cores = true;  // false: every matrix product takes the plain kernels (the host emulation of tests/simt)
+  bool clusters = true;      // blocks can share their memory
 };
 
 class CudaBackend final : public Backend {

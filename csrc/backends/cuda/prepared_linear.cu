@@ -46,6 +46,7 @@ Recipe recipe_of(const RmsNormParams& p) {
           {.rows = p.x.data,
            .stride = p.x.stride,
            .gamma = p.gamma,
+           .inverse_width = 1.0f / static_cast<float>(p.width),
            .eps = p.eps,
            .members = fits ? static_cast<int>(team) : 0}};
 }

@@ -32,6 +32,7 @@ void launch_norm(Stream& stream, const RmsNormParams& p, int multiprocessors) {
   plan.parts = p.groups;
   const kernels::RmsNormArguments arguments{.rows = row_parts(plan, p.rows, p.groups * p.width / kElements),
                                             .width = p.width,
+                                            .inverse_width = 1.0f / static_cast<float>(p.width),
                                             .x = p.x.data,
                                             .x_stride = p.x.stride,
                                             .gamma = p.gamma,

@@ -10,6 +10,9 @@ namespace onerec::cuda::kernels {
 template <class Multiplier>
 __device__ __forceinline__ void run_grouped_block(const GroupedParams& p) {
   using Tile = typename Multiplier::Tile;
+  if constexpr (Tile::kBlocks == 1) {
+    if (threadIdx.x == 0) ask_for_first_weights<Tile>(p);
+  }
   wait_for_previous_kernel();
   allow_next_kernel();
   extern __shared__ unsigned char grouped_memory[];

@@ -44,10 +44,13 @@ kernels::GroupedParams grouped_params(const char* op, const Params& p) {
 }
 
 template <class Multiplier>
-void launch_grouped(Stream& stream, const char* op, const kernels::GroupedParams& params, std::int64_t rows_capacity,
+void launch_grouped(Stream& stream, const char* op, kernels::GroupedParams params, std::int64_t rows_capacity,
                     int multiprocessors) {
   using Tile = typename Multiplier::Tile;
-  const std::int64_t tiles = rows_capacity / Tile::kTokens * ((params.columns + Tile::kColumns - 1) / Tile::kColumns);
+  const std::int64_t token_tiles = rows_capacity / Tile::kTokens;  // padding included: an expert has one or none
+  const bool single = token_tiles >= params.experts && token_tiles < 2 * std::int64_t{params.experts};
+  params.single_tile_experts = single ? params.experts : 0;
+  const std::int64_t tiles = token_tiles * ((params.columns + Tile::kColumns - 1) / Tile::kColumns);
   const std::int64_t clusters = std::min<std::int64_t>(tiles, std::max(1, multiprocessors / Tile::kBlocks));
   launch(stream, op, kernels::grouped_kernel_of<Multiplier>(),
          {.grid = dim3(static_cast<unsigned>(clusters * Tile::kBlocks)),

@@ -26,9 +26,10 @@ struct GroupedParams {
   std::int64_t token_scale_stride;
   const std::int32_t* offsets;  // [experts + 1], multiples of kTokens
   int experts;
-  int outputs;      // of the weight, a multiple of 8
-  int depth_steps;  // of 128 bytes of K
-  int columns;      // of the result: the outputs, or half of them, then a multiple of 128
+  int outputs;              // of the weight, a multiple of 8
+  int depth_steps;          // of 128 bytes of K
+  int columns;              // of the result: the outputs, or half of them, then a multiple of 128
+  int single_tile_experts;  // all of them if most have one tile of tokens each, else 0
 
   // kValues.
   __nv_bfloat16* y;  // [rows, columns], 16-byte aligned rows
@@ -124,6 +125,21 @@ template <class Tile>
 __device__ __forceinline__ auto tiles_of_block(const GroupedParams& p) {
   return GroupedTiles<Tile::kColumns, Tile::kTokens>(p.offsets, p.experts, p.columns, static_cast<int>(blockIdx.x),
                                                      static_cast<int>(gridDim.x));
+}
+
+// One thread, before the offsets can be read: asks L2 for as much of the block's first tile of weights as the ring
+// holds, on the guess that every expert has one tile of tokens. While rows are routed and gathered, memory has little
+// to do.
+template <class Tile>
+__device__ __forceinline__ void ask_for_first_weights(const GroupedParams& p) {
+  const int output_tiles = (p.columns + Tile::kColumns - 1) / Tile::kColumns;
+  const int expert = static_cast<int>(blockIdx.x) / output_tiles;
+  const int output = static_cast<int>(blockIdx.x) % output_tiles * Tile::kColumns;
+  if (expert >= p.single_tile_experts) return;
+  for (int k = 0; k < min(Tile::kSteps, p.depth_steps); ++k) {
+    prefetch_box(&p.weights, k * Tile::kDepth, output, expert);
+    if constexpr (Tile::kSwiglu) prefetch_box(&p.weights, k * Tile::kDepth, p.columns + output, expert);
+  }
 }
 
 // One thread.

@@ -17,6 +17,18 @@ __device__ __forceinline__ void copy_vector_async(uint4* shared, const void* glo
 #endif
 }
 
+// The same, or 16 bytes of 0 where there is nothing to read: `global` may then lie anywhere.
+__device__ __forceinline__ void copy_vector_or_zero_async(uint4* shared, const void* global, bool present) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(present ? 16 : 0)
+               : "memory");
+#else
+  *shared = present ? *static_cast<const uint4*>(global) : uint4{};
+#endif
+}
+
 // The copies since the last call become a group, if only an empty one.
 __device__ __forceinline__ void close_copies() {
 #if defined(__CUDA_ARCH__)

@@ -75,6 +75,14 @@ __device__ __forceinline__ void copy_box(const CUtensorMap* map, std::uint64_t* 
       : "memory");
 }
 
+// Asks for the box that copy_box() with these coordinates would bring, for L2.
+__device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int column, int plane, int row) {
+  asm volatile(
+      "cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(reinterpret_cast<std::uint64_t>(map)),
+      "r"(column), "r"(plane), "r"(row)
+      : "memory");
+}
+
 // --- between threads ---
 
 // Makes this thread's ordinary writes to shared memory visible to tensor cores and copies that a barrier orders behind

@@ -6,6 +6,8 @@
 
 namespace onerec::cuda::kernels {
 
+enum class ContextTensors { kShared, kSeparate };  // keys are the values, or not
+
 // A warpgroup multiplies 64 query rows; a block has two that multiply.
 inline constexpr int kWarpgroup = 128;
 inline constexpr int kWarpgroupRows = 64;

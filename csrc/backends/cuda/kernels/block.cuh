@@ -32,6 +32,29 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
+// Sums over groups of 2 * kStep consecutive lanes of kCount values (a power of two, at most that many lanes): lane l of
+// a group gets that of values[l / (2 * kStep / kCount)]. Every value is summed in the order of warp_sum<2 * kStep>().
+template <int kCount, int kStep = kWarp / 2>
+__device__ __forceinline__ float scattered_warp_sum(float (&values)[kCount]) {
+  if constexpr (kCount == 1) {
+    float sum = values[0];
+#pragma unroll
+    for (int step = kStep; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    return sum;
+  } else {
+    // Half of the lanes keep the lower half of the values, the others the upper one.
+    const bool upper = (lane_index() & kStep) != 0;
+    float half[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) {
+      const float kept = upper ? values[kCount / 2 + i] : values[i];
+      const float given = upper ? values[i] : values[kCount / 2 + i];
+      half[i] = kept + __shfl_xor_sync(kAllLanes, given, kStep);
+    }
+    return scattered_warp_sum<kCount / 2, kStep / 2>(half);
+  }
+}
+
 // NaN if any value is.
 template <int kLanes = kWarp>
 __device__ __forceinline__ float warp_max(float value) {

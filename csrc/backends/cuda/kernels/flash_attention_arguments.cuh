@@ -10,8 +10,6 @@
 
 namespace onerec::cuda::kernels {
 
-enum class ContextTensors { kShared, kSeparate };  // keys are the values, or not
-
 // Tensor maps, in boxes of 64 columns with the 128-byte swizzle. Keys and values: [tokens, groups * head_dim], boxes of
 // tokens_of_tile() rows; the same map if the values are the keys. Queries: [rows, heads, head_dim], boxes of
 // rows_of_warpgroup(group_heads) rows and group_heads heads.

@@ -16,6 +16,7 @@ struct RowSource {
   const void* rows = nullptr;  // [rows, inputs]; kSwiglu: [rows, 2 * inputs], gates before ups
   std::int64_t stride = 0;
   const float* gamma = nullptr;  // kNorm
+  float inverse_width = 0.0f;    // kNorm: 1 / inputs
   float eps = 0.0f;
   int members = kSmallLinearThreads;  // threads that share a row; kNorm: as many as rms_norm_kernel's teams have
 };
@@ -55,35 +56,37 @@ struct MadeRow {
     return holds(i) ? load_vector(row + vector(i) * kN) : make_uint4(0, 0, 0, 0);
   }
 
-  // Every thread of the block calls it.
-  __device__ __forceinline__ void make(const RowSource& from, std::int64_t row, Team& team) {
+  // What the thread has of a row as it is stored.
+  struct Held {
+    uint4 vectors[kVectors];  // kSwiglu: of gates
+    uint4 ups[kMaker == RowMaker::kSwiglu ? kVectors : 1];
+  };
+
+  __device__ __forceinline__ Held load(const RowSource& from, std::int64_t row) const {
     const T* const at = static_cast<const T*>(from.rows) + row * from.stride;
-    if constexpr (kMaker == RowMaker::kSwiglu) {
-      uint4 gates[kVectors];
-      uint4 ups[kVectors];
+    Held held;
 #pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        gates[i] = load(at, i);
-        ups[i] = load(at + vectors * kN, i);
-      }
+    for (int i = 0; i < kVectors; ++i) {
+      held.vectors[i] = load(at, i);
+      if constexpr (kMaker == RowMaker::kSwiglu) held.ups[i] = load(at + vectors * kN, i);
+    }
+    return held;
+  }
+
+  // Every thread of the block calls it.
+  __device__ __forceinline__ void make(const Held& held, const RowSource& from, Team& team) {
 #pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
+    for (int i = 0; i < kVectors; ++i) {
+      unpack<T>(held.vectors[i], values[i]);
+      if constexpr (kMaker == RowMaker::kSwiglu) {
         float up[kN];
-        unpack<T>(gates[i], values[i]);
-        unpack<T>(ups[i], up);
+        unpack<T>(held.ups[i], up);
 #pragma unroll
         for (int j = 0; j < kN; ++j) values[i][j] = silu_product(values[i][j], up[j]);
       }
-    } else {
-      uint4 held[kVectors];
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) held[i] = load(at, i);
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) unpack<T>(held[i], values[i]);
     }
     if constexpr (kMaker == RowMaker::kNorm) {
-      const float width = static_cast<float>(static_cast<std::int64_t>(vectors) * kN);
-      const float rstd = 1.0f / sqrtf(team.sum(sum_of_squares(values)) / width + from.eps);
+      const float rstd = reciprocal_root(team.sum(sum_of_squares(values)) * from.inverse_width + from.eps);
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) {
         if (!holds(i)) continue;  // stays 0 even if rstd is infinite
@@ -156,13 +159,16 @@ __global__ void __launch_bounds__(kSmallLinearThreads, kPreparedBlocks<kMaker>)
   for (std::int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
     weights.prefetch(p, OutputShare(p, group), group == blockIdx.x ? kSmallLinearAhead : 0);
   }
+  OutputPlace<kKind, Y> place(p, first, 0);
   MadeRow<T, kMaker> made(from, p.inputs);
   overlap_with_neighbours();
 
+  auto held = made.load(from, 0);  // beside the number of rows
   const RowChunk chunk = find_chunk<kRows>(p, 0);
   BlockTeam<kSmallLinearThreads> team;
   for (int r = 0; r < chunk.count; ++r) {
-    made.make(from, r, team);
+    made.make(held, from, team);
+    if (r + 1 < chunk.count) held = made.load(from, r + 1);
     made.store(x + r * p.inputs, scales + r, team);
   }
   __syncthreads();
@@ -171,9 +177,11 @@ __global__ void __launch_bounds__(kSmallLinearThreads, kPreparedBlocks<kMaker>)
     p.x_stride = p.inputs;
     p.x_scales = scales;
     for (std::int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
-      multiply_chunk<kKind, Y, kRows>(p, OutputShare(p, group), chunk, weights, parts, [&] {
-        if (group + gridDim.x < groups) weights.start(p, OutputShare(p, group + gridDim.x), 0);
+      multiply_chunk<kKind, Y, kRows>(p, OutputShare(p, group), place, chunk, weights, parts, [&] {
+        const std::int64_t next = group + gridDim.x;
+        if (next < groups) weights.start(p, OutputShare(p, next), 0);
       });
+      if (group + gridDim.x < groups) place = OutputPlace<kKind, Y>(p, OutputShare(p, group + gridDim.x), 0);
     }
   }
   wait_for_copies<0>();

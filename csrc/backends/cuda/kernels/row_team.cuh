@@ -138,17 +138,25 @@ __device__ __forceinline__ void for_row_parts(const RowParts& rows, const Load& 
   auto held = load(at);
   const std::int64_t live = (rows.count == nullptr ? rows.rows : *rows.count) * static_cast<std::int64_t>(rows.parts);
   if (base + Team::index() >= live) at.end = 0;
-  for (; base < live; base += turn) {  // the same for all threads of the block
-    const RowPart next = row_part(rows, base + turn + Team::index(), live);
+  // As a rule there is no next part, and working one out for nobody takes longer than the branches.
+  while (base < live) {  // the same for all threads of the block
+    base += turn;
     if constexpr (kAhead == Ahead::kNextPart) {
-      const auto next_held = load(next);
+      RowPart next;
+      auto next_held = held;
+      if (base < live) {
+        next = row_part(rows, base + Team::index(), live);
+        next_held = load(next);
+      }
       process(at, held);
+      at = next;
       held = next_held;
     } else {
       process(at, held);
-      held = load(next);
+      if (base >= live) return;
+      at = row_part(rows, base + Team::index(), live);
+      held = load(at);
     }
-    at = next;
   }
 }
 

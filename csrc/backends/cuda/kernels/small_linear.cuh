@@ -161,29 +161,6 @@ __device__ __forceinline__ RowChunk find_chunk(const SmallLinearParams& p, std::
   return chunk;
 }
 
-// Sums over the warp of kCount values (a power of two up to 32): lane l gets that of values[l / (32 / kCount)]. Every
-// value is summed in the order of warp_sum().
-template <int kCount, int kStep = kWarp / 2>
-__device__ __forceinline__ float scattered_warp_sum(float (&values)[kCount]) {
-  if constexpr (kCount == 1) {
-    float sum = values[0];
-#pragma unroll
-    for (int step = kStep; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-    return sum;
-  } else {
-    // Half of the lanes keep the lower half of the values, the others the upper one.
-    const bool upper = (lane_index() & kStep) != 0;
-    float half[kCount / 2];
-#pragma unroll
-    for (int i = 0; i < kCount / 2; ++i) {
-      const float kept = upper ? values[kCount / 2 + i] : values[i];
-      const float given = upper ? values[i] : values[kCount / 2 + i];
-      half[i] = kept + __shfl_xor_sync(kAllLanes, given, kStep);
-    }
-    return scattered_warp_sum<kCount / 2, kStep / 2>(half);
-  }
-}
-
 // The outputs of a block, and those of this warp.
 struct OutputShare {
   int teams;           // warps that share outputs are a team
@@ -366,30 +343,62 @@ struct SmallLinearSums {
   }
 };
 
-// y = round(activation(x_scale * (weight_scale * sum) + bias) + residual) of one element.
+// The sum of a block that this thread finishes, and what does not depend on rows: read early, since it comes from
+// memory. y = round(activation(x_scale * (weight_scale * sum) + bias) + residual).
 template <WeightKind kKind, class Y>
-__device__ __forceinline__ void store_output(const SmallLinearParams& p, float sum, std::int64_t row, std::int64_t n,
-                                             int expert) {
-  if constexpr (kKind == WeightKind::kFp8Channel) {
-    sum = __fmul_rn(p.x_scales[row], __fmul_rn(p.weight_scales[expert * p.outputs + n], sum));
+struct OutputPlace {
+  int row;  // of a chunk; behind all of them: this thread finishes none
+  int column;
+  std::int64_t output;
+  float weight_scale = 1.0f;
+  float bias = 0.0f;
+
+  __device__ __forceinline__ OutputPlace(const SmallLinearParams& p, const OutputShare& share, int expert) {
+    // Threads count along the outputs of a row, of which there is a power of two.
+    const int columns = share.teams * kSmallLinearOutputs;
+    row = static_cast<int>(threadIdx.x) >> (__ffs(columns) - 1);
+    column = static_cast<int>(threadIdx.x) & (columns - 1);
+    output = share.block + column;
+    if (output >= p.outputs) return;
+    if constexpr (kKind == WeightKind::kFp8Channel) weight_scale = p.weight_scales[expert * p.outputs + output];
+    if (p.bias != nullptr) bias = p.bias[output];
   }
-  if (p.bias != nullptr) sum = __fadd_rn(sum, p.bias[n]);
-  if (!(sum > 0.0f)) sum = __fmul_rn(p.negative_slope, sum);
-  if (p.residual != nullptr) {
-    sum = __fadd_rn(to_float(static_cast<const Y*>(p.residual)[row * p.residual_stride + n]), sum);
+
+  __device__ __forceinline__ bool is_of(const SmallLinearParams& p, const RowChunk& chunk) const {
+    return row < chunk.count && output < p.outputs;
   }
-  static_cast<Y*>(p.y)[row * p.y_stride + n] = from_float<Y>(sum);
-}
+  __device__ __forceinline__ float residual(const SmallLinearParams& p, std::int64_t at) const {
+    return to_float(static_cast<const Y*>(p.residual)[at * p.residual_stride + output]);
+  }
+  __device__ __forceinline__ void store(const SmallLinearParams& p, std::int64_t at, float sum, float x_scale,
+                                        float residual) const {
+    if constexpr (kKind == WeightKind::kFp8Channel) sum = __fmul_rn(x_scale, __fmul_rn(weight_scale, sum));
+    if (p.bias != nullptr) sum = __fadd_rn(sum, bias);
+    if (!(sum > 0.0f)) sum = __fmul_rn(p.negative_slope, sum);
+    if (p.residual != nullptr) sum = __fadd_rn(residual, sum);
+    static_cast<Y*>(p.y)[at * p.y_stride + output] = from_float<Y>(sum);
+  }
+};
 
 // Multiplies a chunk and writes its rows of y. Calls then() when all of the weights' turns have been taken. Every
 // thread of the block calls it; holds barriers, the last one behind the last access to `parts`.
 template <WeightKind kKind, class Y, int kRows, class Then>
 __device__ __forceinline__ void multiply_chunk(const SmallLinearParams& p, const OutputShare& share,
-                                               const RowChunk& chunk, WeightStream<kKind>& weights,
+                                               const OutputPlace<kKind, Y>& place, const RowChunk& chunk,
+                                               WeightStream<kKind>& weights,
                                                float (&parts)[kSmallLinearWarps][kRows * kSmallLinearOutputs],
                                                const Then& then) {
   constexpr int kOutputs = kSmallLinearOutputs;
   constexpr int kSums = kRows * kOutputs;
+  static_assert(kSmallLinearWarps * kSums <= kSmallLinearThreads, "a thread finishes one sum");
+  const bool finishes = place.is_of(p, chunk);
+  const std::int64_t at = chunk.begin + place.row;
+  float x_scale = 1.0f;
+  float residual = 0.0f;
+  if (finishes) {
+    if constexpr (kKind == WeightKind::kFp8Channel) x_scale = p.x_scales[at];
+    if (p.residual != nullptr) residual = place.residual(p, at);
+  }
   const int warp = warp_index();
   const int lane = lane_index();
   if (share.first < p.outputs) {
@@ -400,17 +409,12 @@ __device__ __forceinline__ void multiply_chunk(const SmallLinearParams& p, const
   }
   then();
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < share.teams * kSums; i += kSmallLinearThreads) {
-    // Threads count along the outputs of a row.
-    const int row = i / (share.teams * kOutputs);
-    const int column = i % (share.teams * kOutputs);
-    const std::int64_t n = share.block + column;
-    if (row >= chunk.count || n >= p.outputs) continue;
+  if (finishes) {
     float sum = 0.0f;
     for (int s = 0; s < p.split; ++s) {
-      sum += parts[column / kOutputs * p.split + s][row * kOutputs + column % kOutputs];
+      sum += parts[place.column / kOutputs * p.split + s][place.row * kOutputs + place.column % kOutputs];
     }
-    store_output<kKind, Y>(p, sum, chunk.begin + row, n, chunk.expert);
+    place.store(p, at, sum, x_scale, residual);
   }
   __syncthreads();
 }
@@ -426,13 +430,15 @@ __global__ void __launch_bounds__(kSmallLinearThreads, kRows == 1 ? 4 : 3) small
     weights.start(p, share, 0);
     weights.prefetch(p, share, kSmallLinearAhead);
   }
+  OutputPlace<kKind, Y> place(p, share, 0);
   overlap_with_neighbours();
   const std::int64_t chunks = small_linear_chunks(p.rows, grouped ? p.experts : 1, kRows);
   for (std::int64_t index = blockIdx.y; index < chunks; index += gridDim.y) {
     const RowChunk chunk = find_chunk<kRows>(p, index);
     if (chunk.count == 0) break;  // all threads: chunks behind have no rows either
     if (grouped || index != blockIdx.y) weights.start(p, share, chunk.expert);
-    multiply_chunk<kKind, Y, kRows>(p, share, chunk, weights, parts, [] {});
+    if (grouped) place = OutputPlace<kKind, Y>(p, share, chunk.expert);
+    multiply_chunk<kKind, Y, kRows>(p, share, place, chunk, weights, parts, [] {});
   }
   wait_for_copies<0>();
 }

@@ -1,0 +1,107 @@
+#include "backends/cuda/one_row_attention.h"
+
+#include "backends/cuda/kernels/one_row_attention.cuh"
+#include "backends/cuda/launch.h"
+
+namespace onerec::cuda {
+namespace {
+
+using kernels::ContextTensors;
+using kernels::OneRowArguments;
+
+constexpr std::int64_t kLargestGrid = 65535;  // along y and z
+// Heads of a group read their keys each for itself, from L2. From here on tensor cores, which read them once, are
+// quicker.
+constexpr std::int64_t kMostRereadBytes = std::int64_t{32} << 20;
+// Contexts up to this size are asked for ahead of time; larger ones would push each other out of L2.
+constexpr std::int64_t kMostPrefetchBytes = std::int64_t{16} << 20;
+constexpr std::int64_t kFewestSplitTokens = 128;
+// Blocks per multiprocessor up to which contexts are split: enough for all to end at about the same time.
+constexpr std::int64_t kMostBlocksEach = 8;
+
+std::int64_t token_bytes(const ConstMatrix& context) {
+  return context.cols * static_cast<std::int64_t>(size_of(context.dtype));
+}
+
+// A power of two. Depends on capacities only.
+int choose_splits(const CrossAttentionParams& p, int multiprocessors) {
+  const std::int64_t most_blocks = kMostBlocksEach * multiprocessors;
+  std::int64_t splits = 1;
+  while (splits < kernels::kMostContextSplits && p.batch * p.heads * splits * 2 <= most_blocks &&
+         p.max_request_tokens >= splits * 2 * kFewestSplitTokens) {
+    splits *= 2;
+  }
+  return static_cast<int>(splits);
+}
+
+template <int kHeadDim, ContextTensors kContext, int kCluster>
+void launch_cluster(Stream& stream, const CrossAttentionParams& p, const OneRowArguments& arguments) {
+  launch(stream, "cross_attention", kernels::one_row_attention<kHeadDim, kContext, kCluster>,
+         {.grid = dim3(kCluster, static_cast<unsigned>(p.heads), static_cast<unsigned>(p.batch)),
+          .block = dim3(kernels::kOneRowThreads),
+          .shared_bytes = kernels::OneRowTile<kHeadDim, kContext>::kSharedBytes},
+         arguments);
+}
+
+template <int kHeadDim, ContextTensors kContext>
+void launch_context(Stream& stream, const CrossAttentionParams& p, const OneRowArguments& arguments, int cluster) {
+  switch (cluster) {
+    case 8:
+      return launch_cluster<kHeadDim, kContext, 8>(stream, p, arguments);
+    case 4:
+      return launch_cluster<kHeadDim, kContext, 4>(stream, p, arguments);
+    case 2:
+      return launch_cluster<kHeadDim, kContext, 2>(stream, p, arguments);
+    default:
+      return launch_cluster<kHeadDim, kContext, 1>(stream, p, arguments);
+  }
+}
+
+template <int kHeadDim>
+void launch_head(Stream& stream, const CrossAttentionParams& p, const OneRowArguments& arguments, int cluster) {
+  if (arguments.k == arguments.v && arguments.k_stride == arguments.v_stride) {
+    launch_context<kHeadDim, ContextTensors::kShared>(stream, p, arguments, cluster);
+  } else {
+    launch_context<kHeadDim, ContextTensors::kSeparate>(stream, p, arguments, cluster);
+  }
+}
+
+}  // namespace
+
+bool is_one_row_shape(const CrossAttentionParams& p) {
+  const bool rereads = p.heads != p.kv_heads;
+  const std::int64_t reread_bytes = p.batch * p.max_request_tokens * p.heads * p.head_dim * 2;
+  return p.max_request_rows == 1 && p.q.dtype == DType::kBF16 && (p.head_dim == 64 || p.head_dim == 128) &&
+         p.heads <= kLargestGrid && p.batch <= kLargestGrid && (!rereads || reread_bytes <= kMostRereadBytes);
+}
+
+void one_row_attention(Stream& stream, const CrossAttentionParams& p, const DeviceLimits& limits) {
+  const int splits = choose_splits(p, limits.multiprocessors);
+  OneRowArguments arguments{
+      .q = static_cast<const kernels::bf16*>(p.q.data),
+      .q_stride = p.q.stride,
+      .k = static_cast<const kernels::bf16*>(p.k.data),
+      .k_stride = p.k.stride,
+      .v = static_cast<const kernels::bf16*>(p.v.data),
+      .v_stride = p.v.stride,
+      .out = static_cast<kernels::bf16*>(p.out.data),
+      .out_stride = p.out.stride,
+      .row_offsets = p.row_offsets,
+      .context_offsets = p.context_offsets,
+      .group_reciprocal = kernels::head_reciprocal(static_cast<std::uint32_t>(p.heads / p.kv_heads)),
+      .splits = splits,
+      .scale = p.scale};
+  const std::int64_t context_bytes = p.tokens_capacity * token_bytes(p.k) * (p.k.data == p.v.data ? 1 : 2);
+  if (context_bytes <= kMostPrefetchBytes) {
+    arguments.prefetch_tokens = p.tokens_capacity;
+    arguments.prefetch_bytes = static_cast<std::uint32_t>(token_bytes(p.k));
+  }
+  const int cluster = limits.clusters ? splits : 1;
+  if (p.head_dim == 64) {
+    launch_head<64>(stream, p, arguments, cluster);
+  } else {
+    launch_head<128>(stream, p, arguments, cluster);
+  }
+}
+
+}  // namespace onerec::cuda
