@@ -93,7 +93,9 @@ def header(lines: Iterable[Line], device: str) -> str:
     end = text.index("}  // namespace onerec::cuda")
     made = (
         f"// Written by profiling/tune_gemms.py from measurements on one {device}.\n"
-        f"inline constexpr std::array<MeasuredGemm, {len(rows_of)}> kMeasuredGemms{{{{\n{body}}}}};\n\n"
+        "// clang-format off\n"
+        f"inline constexpr std::array<MeasuredGemm, {len(rows_of)}> kMeasuredGemms{{{{\n{body}}}}};\n"
+        "// clang-format on\n\n"
     )
     return text[:start] + made + text[end:]
 

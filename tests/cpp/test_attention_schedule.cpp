@@ -48,6 +48,13 @@ TEST(AttentionSchedule, DividesByAMultiplication) {
   }
 }
 
+TEST(AttentionSchedule, FewBlocksHaveOneWarpgroupEach) {
+  EXPECT_EQ(choose_warpgroups(80, 4, 132), 1);
+  EXPECT_EQ(choose_warpgroups(133, 4, 132), 2) << "they would not run side by side";
+  EXPECT_EQ(choose_warpgroups(80, 5, 132), 2) << "the context is split instead";
+  EXPECT_EQ(choose_splits(80, 4, 132), 1);
+}
+
 TEST(AttentionSchedule, BlocksDoAllOfTheWorkOnce) {
   Random random(3);
   for (int round = 0; round < 200; ++round) {
@@ -63,7 +70,8 @@ TEST(AttentionSchedule, BlocksDoAllOfTheWorkOnce) {
     AttentionSchedule schedule{.requests = requests,
                                .groups = static_cast<int>(uniform(random, 1, 3)),
                                .splits = static_cast<int>(uniform(random, 1, 4)),
-                               .tile_rows = kFlashWarpgroups * warpgroup_rows,
+                               .warpgroup_rows = warpgroup_rows,
+                               .tile_rows = static_cast<int>(uniform(random, 1, kFlashWarpgroups)) * warpgroup_rows,
                                .tile_tokens = 16 * static_cast<int>(uniform(random, 4, 16))};
     schedule.row_tiles = (largest + schedule.tile_rows - 1) / schedule.tile_rows;
     schedule.items = requests * schedule.groups * schedule.splits * schedule.row_tiles;

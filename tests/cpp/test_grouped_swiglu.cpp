@@ -60,6 +60,7 @@ TEST(GroupedSwiglu, AlignedExperts) {
     check({.counts = {0, 0}, .capacity = alignment, .inputs = 128, .width = 128, .alignment = alignment});
     check({.counts = {alignment, 3}, .capacity = 2 * alignment, .inputs = 1408, .width = 256, .alignment = alignment});
     check({.counts = {3 * alignment}, .capacity = 4 * alignment, .inputs = 16, .width = 384, .alignment = alignment});
+    if (test::test_device() == TestDevice::kCpu) break;  // it does not look at the alignment
   }
 }
 

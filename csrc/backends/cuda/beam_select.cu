@@ -13,7 +13,7 @@ namespace onerec::cuda {
 namespace {
 
 constexpr const char* kOp = "beam_select";
-// What shared memory has room for: a row's slots, and two lists of keys.
+// What shared memory has room for: a row's slots, and the lists of keys.
 constexpr std::int64_t kMaxSlots = std::int64_t{1} << 15;
 constexpr std::int64_t kMaxWidth = 4096;
 
@@ -48,9 +48,11 @@ std::int64_t capacity_of(const BeamSelectParams& p) {
 
 // More threads than this would wait for each other longer than they work. The results do not depend on it.
 int select_threads(const BeamSelectParams& p, const kernels::RowLayout& layout) {
+  constexpr std::int64_t kMuchWork = 30000;  // 512 threads take less time up to 18,496, more from 36,864 on
   const std::int64_t blocks = p.max_request_rows * (layout.slots / kernels::kSlotsPerBlock);
   const std::int64_t work = blocks + p.max_request_next * (kernels::kSlotsPerBlock + layout.group_codes);
-  return static_cast<int>(std::clamp<std::int64_t>(power_of_two_from(work / 8), 128, kernels::kSelectThreads));
+  const std::int64_t most = work < kMuchWork ? kernels::kSelectThreads / 2 : kernels::kSelectThreads;
+  return static_cast<int>(std::clamp<std::int64_t>(power_of_two_from(work / 8), 128, most));
 }
 
 struct Scratch {
@@ -130,7 +132,7 @@ void CudaBackend::beam_select(Stream& stream, const BeamSelectParams& params, Wo
   const std::int64_t capacity = capacity_of(params);
   launch(stream, kOp, kernels::select_kernel,
          {dim3(static_cast<unsigned>(params.batch)), dim3(static_cast<unsigned>(select_threads(params, layout))),
-          static_cast<std::size_t>(2 * capacity) * sizeof(std::uint64_t)},
+          kernels::SelectLists::bytes(static_cast<std::size_t>(capacity))},
          kernels::SelectParams{.logits = rows.logits,
                                .stride = rows.stride,
                                .layout = layout,

@@ -23,7 +23,8 @@ struct Candidate {
   std::int32_t code, state;
 };
 
-// A search step in which requests with an odd index are constrained if `density` > 0.
+// A search step in which requests with an odd index are constrained if `density` > 0. Rows of logits are vectors of 16
+// bytes if the codebook is a multiple of eight.
 struct Selection {
   std::vector<std::int64_t> rows, widths;
   std::int64_t codebook;
@@ -47,7 +48,7 @@ struct Selection {
         codebook(codebook_),
         level(level_),
         levels(3),
-        logits(random_matrix(random, DType::kF32, total_of(rows) + kSpare, codebook, 2.0f, 3)),
+        logits(random_matrix(random, DType::kF32, total_of(rows) + kSpare, codebook, 2.0f, codebook % 8 == 0 ? 4 : 3)),
         current(total_of(rows) + kSpare, levels, level),
         next(total_of(widths) + kSpare, levels, level + 1),
         row_offsets(offsets_of(rows)),

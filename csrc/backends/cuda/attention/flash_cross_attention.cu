@@ -65,24 +65,26 @@ void flash_cross_attention(Stream& stream, const CrossAttentionParams& p, const 
                                          .keys = keys,
                                          .values = shared ? keys : context_map(p.v, p.tokens_capacity, tile_tokens)};
   constexpr float kLog2E = 1.44269504088896340736f;
-  const kernels::FlashAttentionArguments arguments{.schedule = {.requests = static_cast<int>(p.batch),
-                                                                .groups = static_cast<int>(p.kv_heads),
-                                                                .splits = plan.splits,
-                                                                .row_tiles = static_cast<int>(plan.row_tiles),
-                                                                .tile_rows = plan.tile_rows,
-                                                                .tile_tokens = tile_tokens,
-                                                                .items = static_cast<int>(plan.items)},
-                                                   .out = static_cast<__nv_bfloat16*>(p.out.data),
-                                                   .out_stride = p.out.stride,
-                                                   .row_offsets = p.row_offsets,
-                                                   .context_offsets = p.context_offsets,
-                                                   .heads = static_cast<int>(p.heads),
-                                                   .group_heads = group_heads,
-                                                   .group_reciprocal = kernels::small_reciprocal(group_heads),
-                                                   .scale_log2 = p.scale * kLog2E,
-                                                   .rows_capacity = p.rows_capacity,
-                                                   .split_sums = plan.sums,
-                                                   .split_norms = reinterpret_cast<float2*>(plan.norms)};
+  const kernels::FlashAttentionArguments arguments{
+      .schedule = {.requests = static_cast<int>(p.batch),
+                   .groups = static_cast<int>(p.kv_heads),
+                   .splits = plan.splits,
+                   .row_tiles = static_cast<int>(plan.row_tiles),
+                   .warpgroup_rows = kernels::rows_of_warpgroup(group_heads),
+                   .tile_rows = plan.tile_rows,
+                   .tile_tokens = tile_tokens,
+                   .items = static_cast<int>(plan.items)},
+      .out = static_cast<__nv_bfloat16*>(p.out.data),
+      .out_stride = p.out.stride,
+      .row_offsets = p.row_offsets,
+      .context_offsets = p.context_offsets,
+      .heads = static_cast<int>(p.heads),
+      .group_heads = group_heads,
+      .group_reciprocal = kernels::small_reciprocal(group_heads),
+      .scale_log2 = p.scale * kLog2E,
+      .rows_capacity = p.rows_capacity,
+      .split_sums = plan.sums,
+      .split_norms = reinterpret_cast<float2*>(plan.norms)};
   const auto run = p.head_dim == 64 ? launch_flash_head64 : launch_flash_head128;
   run(stream, plan.blocks, shared ? ContextTensors::kShared : ContextTensors::kSeparate, maps, arguments);
   if (plan.splits > 1) combine(stream, p, plan);

@@ -4,6 +4,5 @@ namespace onerec::cuda {
 
 template const char* run_dense_gemm<9>(const DenseGemmCall&);
 template const char* run_dense_gemm<10>(const DenseGemmCall&);
-template const char* run_dense_gemm<11>(const DenseGemmCall&);
 
 }  // namespace onerec::cuda

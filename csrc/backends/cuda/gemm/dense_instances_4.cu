@@ -2,8 +2,7 @@
 
 namespace onerec::cuda {
 
+template const char* run_dense_gemm<11>(const DenseGemmCall&);
 template const char* run_dense_gemm<12>(const DenseGemmCall&);
-template const char* run_dense_gemm<13>(const DenseGemmCall&);
-template const char* run_dense_gemm<14>(const DenseGemmCall&);
 
 }  // namespace onerec::cuda

@@ -31,15 +31,10 @@ struct GemmConfig {
 // A configuration's index is its name towards dense_gemm(). dense_instances_<i>.cu build them, those of kDirect
 // direct_fp8.cu, those of kSplit split_fp8.cu.
 inline constexpr GemmConfig kGemmConfigs[] = {
-    {GemmTypes::kFp8ToBf16, 64, 16, 256, 1, GemmSchedule::kPingpong},
     {GemmTypes::kFp8ToBf16, 64, 32, 256, 1, GemmSchedule::kPingpong},
     {GemmTypes::kFp8ToBf16, 64, 64, 128, 1, GemmSchedule::kPingpong},
     {GemmTypes::kFp8ToBf16, 64, 128, 128, 1, GemmSchedule::kPingpong},
-    {GemmTypes::kFp8ToBf16, 64, 256, 128, 2, GemmSchedule::kPingpong},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kPingpong},
-    {GemmTypes::kFp8ToBf16, 128, 192, 128, 2, GemmSchedule::kCooperative},
-    {GemmTypes::kFp8ToBf16, 128, 256, 128, 2, GemmSchedule::kCooperative},
-    {GemmTypes::kBf16ToBf16, 64, 16, 256, 1, GemmSchedule::kPingpong},
     {GemmTypes::kBf16ToBf16, 64, 32, 256, 1, GemmSchedule::kPingpong},
     {GemmTypes::kBf16ToBf16, 64, 64, 128, 1, GemmSchedule::kPingpong},
     {GemmTypes::kBf16ToBf16, 64, 128, 128, 1, GemmSchedule::kPingpong},
@@ -48,9 +43,7 @@ inline constexpr GemmConfig kGemmConfigs[] = {
     {GemmTypes::kBf16ToBf16, 128, 256, 128, 2, GemmSchedule::kCooperative},
     {GemmTypes::kBf16ToF32, 64, 16, 256, 1, GemmSchedule::kPingpong},
     {GemmTypes::kBf16ToF32, 64, 64, 128, 1, GemmSchedule::kPingpong},
-    {GemmTypes::kBf16ToF32, 64, 128, 128, 1, GemmSchedule::kPingpong},
     {GemmTypes::kBf16ToF32, 128, 128, 128, 2, GemmSchedule::kPingpong},
-    {GemmTypes::kBf16ToF32, 128, 256, 128, 2, GemmSchedule::kCooperative},
     {GemmTypes::kFp8ToBf16, 128, 256, 128, 2, GemmSchedule::kDirect},
     {GemmTypes::kFp8ToBf16, 128, 256, 128, 4, GemmSchedule::kDirect},
     {GemmTypes::kFp8ToBf16, 128, 192, 128, 2, GemmSchedule::kDirect},

@@ -100,10 +100,18 @@ constexpr TileRange split_tiles(int tiles, int splits, int split) {
   return {tiles * split / splits, tiles * (split + 1) / splits};
 }
 
+// Contexts of so few tiles are not split.
+inline constexpr std::int64_t kFewTiles = 4;
+
+// How many warpgroups of a block have rows: both, or one where all rows of one each, `blocks` blocks, still find room
+// side by side and the context is not going to be split instead.
+constexpr int choose_warpgroups(std::int64_t blocks, std::int64_t tiles, int multiprocessors) {
+  return tiles <= kFewTiles && blocks <= multiprocessors ? 1 : kFlashWarpgroups;
+}
+
 // Into how many parts to cut the context: 1 where `blocks` blocks fill the device or the context has few tiles, else
 // the smallest number that comes close to the best use of the multiprocessors.
 constexpr int choose_splits(std::int64_t blocks, std::int64_t tiles, int multiprocessors) {
-  constexpr std::int64_t kFewTiles = 4;
   if (blocks <= 0 || tiles <= kFewTiles || blocks * 10 >= static_cast<std::int64_t>(multiprocessors) * 8) return 1;
   // Work per multiprocessor and wave, in tiles; one more for the start and the end of a block.
   const auto cost = [&](int splits) {
@@ -125,8 +133,9 @@ struct AttentionSchedule {
   int requests = 0;
   int groups = 0;
   int splits = 1;
-  int row_tiles = 0;  // of a request
-  int tile_rows = 0;  // rows of a request in a tile: those of all warpgroups
+  int row_tiles = 0;       // of a request
+  int warpgroup_rows = 0;  // rows of a request that a warpgroup takes
+  int tile_rows = 0;       // rows of a request in a tile: those of both warpgroups, or of the first alone
   int tile_tokens = 0;
   int items = 0;
 };

@@ -23,7 +23,7 @@ __device__ __forceinline__ void copy_item(const FlashAttentionArguments& args,
                                           const FlashAttentionMemory<Config>& memory, const CUtensorMap* map,
                                           const AttentionItem& item, int number) {
   const int slot = ring_stage(number, kItemSlots);
-  const int warpgroup_rows = args.schedule.tile_rows / Config::kConsumers;
+  const int warpgroup_rows = args.schedule.warpgroup_rows;
   const int consumers = live_rows(item, 1, warpgroup_rows) > 0 ? 2 : 1;
   std::uint64_t* filled = memory.item_filled(slot);
   wait_barrier(memory.item_emptied(slot), ring_parity(number, kItemSlots) ^ 1u);
@@ -192,7 +192,7 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
   constexpr int kStages = Config::kStages;
   constexpr int kNone = -1;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-  const int warpgroup_rows = args.schedule.tile_rows / Config::kConsumers;
+  const int warpgroup_rows = args.schedule.warpgroup_rows;
   const Turns<Config> turns(consumer);
 
   typename Layouts::ScoreMma score_mma;
