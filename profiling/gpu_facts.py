@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ _CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "temperatur
 def gpu_facts(commit: str | None, seed: int | None = None) -> dict[str, Any]:
     """Everything that a results file says about its circumstances."""
     facts: dict[str, Any] = {
-        "command": "python " + " ".join(sys.argv),
+        "command": "python " + shlex.join(sys.argv),
         "commit": commit or commit_of(ROOT),
         "seed": seed,
         "build": build_info(),

@@ -81,6 +81,11 @@ def expand(beams: Beams, catalogue: Catalogue, trie: TrieIndex) -> Found:
     size = beams.offsets.size - 1
     owner = np.repeat(np.arange(size), sizes_of(beams.offsets))
     alive = np.flatnonzero((beams.leaves >= 0) & (beams.scores > -np.inf))
+    if not beams.excluded.size:
+        # A beam is at least one result, so that none behind the first num_results of a request is looked up.
+        held = owner[alive]
+        rank = np.arange(alive.size) - offsets_of(np.bincount(held, minlength=size))[held]
+        alive = alive[rank < beams.num_results[held]]
     leaf = beams.leaves[alive].astype(np.int64)
     free = np.flatnonzero(~beams.constrained[owner[alive]])
     if free.size:

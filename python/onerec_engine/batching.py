@@ -208,16 +208,18 @@ def _tokens(pathway: Pathway, limit: int, known: _Known | None, columns: Columns
         sizes = sizes_of(known.items.offsets)
         kept = np.minimum(sizes, limit)
         offsets = offsets_of(kept)
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], kept)
-        newest = np.repeat(kept, kept) - 1 - within
-        positions = (newest if pathway.position_embedding == "recency" else within).astype(np.int32)
+        token = np.arange(offsets[-1], dtype=np.int32)
+        if pathway.position_embedding == "recency":
+            positions = np.repeat((offsets[1:] - 1).astype(np.int32), kept) - token
+        else:
+            positions = token - np.repeat(offsets[:-1].astype(np.int32), kept)
         items = known.items.values
         take = known.rows
         if offsets[-1] != items.size:
             chosen = ranges(known.items.offsets[1:] - kept, kept)
             items = items[chosen]
             take = chosen if take is None else take[chosen]
-        codes = catalogue.semantic_ids[items]
+        codes = np.take(catalogue.semantic_ids, items, axis=0)
     total = int(offsets[-1])
     categorical = [columns.features[f"{pathway.name}.{f.name}"] for f in pathway.categorical_fields]
     dense = [columns.features[f"{pathway.name}.{f.name}"] for f in pathway.dense_fields]

@@ -45,11 +45,17 @@ def test_fp32_gives_the_scores_of_the_cpu(tmp_path: Path, name: str):
 
 
 def within_the_format(cuda: Floats, cpu: Floats, fp32: Floats) -> None:
-    """The difference between devices is no larger than what the format costs, and has no direction."""
+    """The difference between devices is no larger than what the format costs, and has no direction.
+
+    Args:
+        cuda, cpu, fp32: scores [requests, tuples].
+    """
     difference = cuda - cpu
     assert np.isfinite(difference).all()
     assert np.abs(difference).mean() <= np.abs(cpu - fp32).mean()
-    assert abs(difference.mean()) <= 3 * difference.std() / np.sqrt(difference.size)
+    # A request's tuples share its context, and what experts that is routed to: they err together, and count once.
+    means = difference.mean(axis=1)
+    assert abs(means.mean()) <= 3 * means.std(ddof=1) / np.sqrt(means.size)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "fp8_channel"])

@@ -86,7 +86,7 @@ struct MadeRow {
       }
     }
     if constexpr (kMaker == RowMaker::kNorm) {
-      const float rstd = reciprocal_root(team.sum(sum_of_squares(values)) * from.inverse_width + from.eps);
+      const float rstd = reciprocal_root(fmaf(team.sum(sum_of_squares(values)), from.inverse_width, from.eps));
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) {
         if (!holds(i)) continue;  // stays 0 even if rstd is infinite

@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResiden
     float values[kVectors][kN];
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) unpack<T>(held.vector[i], values[i]);
-    const float rstd = reciprocal_root(team.sum(sum_of_squares(values)) * p.inverse_width + p.eps);
+    const float rstd = reciprocal_root(fmaf(team.sum(sum_of_squares(values)), p.inverse_width, p.eps));
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (row_vector<Team>(at, i) >= at.end) continue;  // stays 0 even if rstd is infinite
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(256) rms_norm_plain_kernel(RmsNormArguments p)
     const T* const x = static_cast<const T*>(p.x) + row * p.x_stride + first;
     float sum = 0.0f;
     for (std::int64_t c = threadIdx.x; c < p.width; c += blockDim.x) sum += to_float(x[c]) * to_float(x[c]);
-    const float rstd = reciprocal_root(block_sum(sum) * p.inverse_width + p.eps);
+    const float rstd = reciprocal_root(fmaf(block_sum(sum), p.inverse_width, p.eps));
     const auto norm = [&](std::int64_t c) { return to_float(x[c]) * rstd * p.gamma[c]; };
     if (p.quantized.kind != Codes::kNone) quantize_row_plain(p.quantized, row, p.width, norm);
     if (p.quantized_blocks.kind != Codes::kNone) quantize_row_plain(p.quantized_blocks, row, p.width, norm);
