@@ -10,8 +10,8 @@ using kernels::ContextTensors;
 using kernels::OneRowArguments;
 
 constexpr std::int64_t kLargestGrid = 65535;  // along y and z
-// Heads of a group read their keys each for itself, from L2. From here on tensor cores, which read them once, are
-// quicker.
+// Heads of a group read their keys each for itself, from L2. From here on tensor cores, which read them once, are taken
+// to be quicker; not measured.
 constexpr std::int64_t kMostRereadBytes = std::int64_t{32} << 20;
 // Contexts up to this size are asked for ahead of time; larger ones would push each other out of L2.
 constexpr std::int64_t kMostPrefetchBytes = std::int64_t{16} << 20;

@@ -47,7 +47,8 @@ template <class Multiplier>
 void launch_grouped(Stream& stream, const char* op, kernels::GroupedParams params, std::int64_t rows_capacity,
                     int multiprocessors) {
   using Tile = typename Multiplier::Tile;
-  const std::int64_t token_tiles = rows_capacity / Tile::kTokens;  // padding included: an expert has one or none
+  const std::int64_t token_tiles = rows_capacity / Tile::kTokens;
+  // The capacity has room for every expert's padding: with less than two tiles for each, most have one.
   const bool single = token_tiles >= params.experts && token_tiles < 2 * std::int64_t{params.experts};
   params.single_tile_experts = single ? params.experts : 0;
   const std::int64_t tiles = token_tiles * ((params.columns + Tile::kColumns - 1) / Tile::kColumns);
