@@ -6,6 +6,7 @@
 
 #include "backends/cuda/alignment.h"
 #include "backends/cuda/attention/flash_cross_attention.h"
+#include "backends/cuda/attention_tensors.h"
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/attention_layout.cuh"
 #include "backends/cuda/kernels/combine_attention_splits.cuh"
@@ -24,19 +25,10 @@ constexpr std::int64_t kLargestHead = 256;
 template <class T, int kLaneColumns>
 void launch_plain(Stream& stream, const CrossAttentionParams& p) {
   const std::int64_t group_heads = p.heads / p.kv_heads;
-  const kernels::PlainAttentionArguments<T> arguments{.q = static_cast<const T*>(p.q.data),
-                                                      .q_stride = p.q.stride,
-                                                      .k = static_cast<const T*>(p.k.data),
-                                                      .k_stride = p.k.stride,
-                                                      .v = static_cast<const T*>(p.v.data),
-                                                      .v_stride = p.v.stride,
-                                                      .out = static_cast<T*>(p.out.data),
-                                                      .out_stride = p.out.stride,
-                                                      .row_offsets = p.row_offsets,
-                                                      .context_offsets = p.context_offsets,
-                                                      .group_heads = static_cast<int>(group_heads),
-                                                      .head_dim = static_cast<int>(p.head_dim),
-                                                      .scale = p.scale};
+  kernels::PlainAttentionArguments<T> arguments{attention_tensors<T>(p)};
+  arguments.group_heads = static_cast<int>(group_heads);
+  arguments.head_dim = static_cast<int>(p.head_dim);
+  arguments.scale = p.scale;
   launch(stream, "cross_attention", kernels::plain_cross_attention<T, kLaneColumns>,
          {.grid = dim3(blocks_for(p.max_request_rows * group_heads, kernels::kPlainAttentionQueries),
                        static_cast<unsigned>(p.kv_heads), static_cast<unsigned>(p.batch)),

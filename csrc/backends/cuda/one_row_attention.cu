@@ -1,5 +1,6 @@
 #include "backends/cuda/one_row_attention.h"
 
+#include "backends/cuda/attention_tensors.h"
 #include "backends/cuda/kernels/one_row_attention.cuh"
 #include "backends/cuda/launch.h"
 
@@ -77,20 +78,10 @@ bool is_one_row_shape(const CrossAttentionParams& p) {
 
 void one_row_attention(Stream& stream, const CrossAttentionParams& p, const DeviceLimits& limits) {
   const int splits = choose_splits(p, limits.multiprocessors);
-  OneRowArguments arguments{
-      .q = static_cast<const kernels::bf16*>(p.q.data),
-      .q_stride = p.q.stride,
-      .k = static_cast<const kernels::bf16*>(p.k.data),
-      .k_stride = p.k.stride,
-      .v = static_cast<const kernels::bf16*>(p.v.data),
-      .v_stride = p.v.stride,
-      .out = static_cast<kernels::bf16*>(p.out.data),
-      .out_stride = p.out.stride,
-      .row_offsets = p.row_offsets,
-      .context_offsets = p.context_offsets,
-      .group_reciprocal = kernels::head_reciprocal(static_cast<std::uint32_t>(p.heads / p.kv_heads)),
-      .splits = splits,
-      .scale = p.scale};
+  OneRowArguments arguments{attention_tensors<kernels::bf16>(p)};
+  arguments.group_reciprocal = kernels::head_reciprocal(static_cast<std::uint32_t>(p.heads / p.kv_heads));
+  arguments.splits = splits;
+  arguments.scale = p.scale;
   const std::int64_t context_bytes = p.tokens_capacity * token_bytes(p.k) * (p.k.data == p.v.data ? 1 : 2);
   if (context_bytes <= kMostPrefetchBytes) {
     arguments.prefetch_tokens = p.tokens_capacity;

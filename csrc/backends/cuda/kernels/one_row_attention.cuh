@@ -5,6 +5,7 @@
 
 #include "backends/cuda/kernels/async_copy.cuh"
 #include "backends/cuda/kernels/attention_layout.cuh"
+#include "backends/cuda/kernels/attention_tensors.cuh"
 #include "backends/cuda/kernels/block.cuh"
 #include "backends/cuda/kernels/block_cluster.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
@@ -19,20 +20,10 @@ inline constexpr int kOneRowVectors = 4;        // of a thread and batch
 inline constexpr int kMostContextSplits = 8;    // blocks of a cluster on every device that has clusters
 inline constexpr float kNumeratorSlack = 5.5f;  // e^5.5 < 2^8: see RowSums
 
-// Every pointer, and every row, is aligned to 16 bytes.
-struct OneRowArguments {
-  const bf16* q = nullptr;
-  std::int64_t q_stride = 0;
-  const bf16* k = nullptr;
-  std::int64_t k_stride = 0;
-  const bf16* v = nullptr;
-  std::int64_t v_stride = 0;
-  bf16* out = nullptr;
-  std::int64_t out_stride = 0;
-  const std::int32_t* row_offsets = nullptr;      // [batch + 1], at most one row to a request
-  const std::int32_t* context_offsets = nullptr;  // [batch + 1]
-  std::uint64_t group_reciprocal = 0;             // head_reciprocal() of the heads that share keys and values
-  int splits = 1;                                 // parts of a context: as many as blocks, if those have a cluster
+// Every pointer, and every row, is aligned to 16 bytes; a request has at most one row.
+struct OneRowArguments : AttentionTensors<bf16> {
+  std::uint64_t group_reciprocal = 0;  // head_reciprocal() of the heads that share keys and values
+  int splits = 1;                      // parts of a context: as many as blocks, if those have a cluster
   float scale = 0.0f;
   std::int64_t prefetch_tokens = 0;  // of k and v, by capacity: to be asked for before the kernel waits
   std::uint32_t prefetch_bytes = 0;  // of a token, in each of them

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backends/cuda/kernels/attention_layout.cuh"
+#include "backends/cuda/kernels/attention_tensors.cuh"
 #include "backends/cuda/kernels/block.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
 
@@ -14,19 +15,9 @@ inline constexpr int kWarpQueries = 4;
 inline constexpr int kPlainAttentionQueries = kPlainAttentionWarps * kWarpQueries;  // of a block
 
 template <class T>
-struct PlainAttentionArguments {
-  const T* q = nullptr;
-  std::int64_t q_stride = 0;
-  const T* k = nullptr;
-  std::int64_t k_stride = 0;
-  const T* v = nullptr;
-  std::int64_t v_stride = 0;
-  T* out = nullptr;
-  std::int64_t out_stride = 0;
-  const std::int32_t* row_offsets = nullptr;      // [batch + 1]
-  const std::int32_t* context_offsets = nullptr;  // [batch + 1]
-  int group_heads = 0;                            // heads that share keys and values
-  int head_dim = 0;                               // <= 32 * kLaneColumns
+struct PlainAttentionArguments : AttentionTensors<T> {
+  int group_heads = 0;  // heads that share keys and values
+  int head_dim = 0;     // <= 32 * kLaneColumns
   float scale = 0.0f;
 };
 
