@@ -5,6 +5,7 @@
 #include <string>
 
 #include "ops/beam_search.h"
+#include "ops/combine_norm.h"
 #include "ops/cross_attention.h"
 #include "ops/device.h"
 #include "ops/embed_context.h"
@@ -12,6 +13,7 @@
 #include "ops/grouped_linear.h"
 #include "ops/grouped_swiglu.h"
 #include "ops/linear.h"
+#include "ops/linear_norm.h"
 #include "ops/linear_swiglu.h"
 #include "ops/moe.h"
 #include "ops/prepared_linear.h"
@@ -35,6 +37,11 @@ class Backend {
 
   virtual std::size_t linear_workspace(const LinearParams&) const { return 0; }
   virtual void linear(Stream&, const LinearParams&, Workspace) = 0;
+  // Whether linear_norm() does these params in one kernel; if not, the op issues its parts. Its workspace does not depend
+  // on addresses.
+  virtual bool fuses_linear_norm(const LinearNormParams&) const { return false; }
+  virtual std::size_t linear_norm_workspace(const LinearNormParams&) const { return 0; }
+  virtual void linear_norm(Stream&, const LinearNormParams&, Workspace);
   // Whether linear_swiglu() does these params in one product; if not, the op issues its parts. Its workspace does not
   // depend on addresses.
   virtual bool fuses_linear_swiglu(const LinearSwigluParams&) const { return false; }
@@ -69,6 +76,9 @@ class Backend {
   virtual void route(Stream&, const RouteParams&, Workspace) = 0;
   virtual void gather_rows(Stream&, const GatherRowsParams&) = 0;
   virtual void moe_combine(Stream&, const MoeCombineParams&) = 0;
+  // Whether combine_norm() does these params in one kernel; if not, the op issues its parts.
+  virtual bool fuses_combine_norm(const CombineNormParams&) const { return false; }
+  virtual void combine_norm(Stream&, const CombineNormParams&);
   virtual void trie_filter(Stream&, const TrieFilterParams&) = 0;
   virtual std::size_t beam_select_workspace(const BeamSelectParams&) const { return 0; }
   virtual void beam_select(Stream&, const BeamSelectParams&, Workspace) = 0;

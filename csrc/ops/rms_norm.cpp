@@ -49,6 +49,23 @@ void check(const OpContext& context, const RmsNormParams& p) {
 
 }  // namespace
 
+void check_norm_of(const char* op, const RmsNormParams& norm, const ConstMatrix& x, const Extent& rows) {
+  require(norm.x.data == x.data && norm.x.stride == x.stride && norm.x.dtype == x.dtype && norm.x.cols == x.cols, "[",
+          op, "] got a norm that does not read what is made, want it to. Pass the same matrix.");
+  require(norm.rows.capacity == rows.capacity && norm.rows.count == rows.count, "[", op, "] got a norm of ",
+          norm.rows.capacity, " rows behind ", rows.capacity, ", want the same rows. Pass the same extent.");
+  require(norm.groups == 1, "[", op, "] got a norm of ", norm.groups, " groups, want 1. Call rms_norm() for more.");
+}
+
+void check_norm_apart(const OpContext& context, const char* op, const RmsNormParams& norm, const char* name,
+                      const ConstMatrix& other) {
+  if (other.data == nullptr) return;
+  const std::int64_t rows = norm.rows.capacity;
+  for (const Matrix& written : {norm.y, norm.quantized.values, norm.quantized_blocks.values}) {
+    if (written.data != nullptr) check_apart(context, op, name, other, "what the norm writes", written, rows);
+  }
+}
+
 void rms_norm(OpContext& context, const RmsNormParams& params) {
   check(context, params);
   if (workspace_ready(context, kOp, 0)) context.backend.rms_norm(context.stream, params);

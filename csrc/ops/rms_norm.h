@@ -23,4 +23,11 @@ struct RmsNormParams {
 
 void rms_norm(OpContext& context, const RmsNormParams& params);
 
+// For ops that end with a norm of the matrix that they make: it reads `x`, the same rows, as a single group.
+void check_norm_of(const char* op, const RmsNormParams& norm, const ConstMatrix& x, const Extent& rows);
+
+// What the norm writes is apart from the first rows of `other`.
+void check_norm_apart(const OpContext& context, const char* op, const RmsNormParams& norm, const char* name,
+                      const ConstMatrix& other);
+
 }  // namespace onerec
