@@ -28,7 +28,8 @@ OneRecV2Pass::OneRecV2Pass(const OneRecV2& model, const PassShape& shape, const 
       context_(context),
       memory_(memory),
       context_processor_(model, shape_, context, memory_),
-      feed_forward_(model, shape.rows, context, memory_) {
+      feed_forward_(model, shape.rows, context, memory_),
+      stream_(context) {
   const OneRecV2Config& config = model.config();
   const DType dtype = model.precision().activation;
   const ScaleKind kind = scale_kind_for(model.precision().linear);
@@ -76,30 +77,36 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
                         .position = position,
                         .h = h,
                         .rows = rows});
+  stream_.begin();
+  const Operand x = first_rows(x_, rows.capacity);
+  const Operand head_x{.values = first_rows(head_x_, rows.capacity)};
+  const RmsNormParams head_norm = norm(h, weights.output_norms[t], head_x, rows);
   for (std::int64_t l = 0; l < config.num_hidden_layers; ++l) {
     const LayerWeights& layer = weights.layers[static_cast<std::size_t>(l)];
     const Range layer_range(context_, "layer");
-    cross_attention_block(layer, l, step, h, rows);
-    self_attention_block(layer, l, step, h, rows);
-    feed_forward_.add_to(h, layer, rows);
+    const bool last = l + 1 == config.num_hidden_layers;
+    const RmsNormParams behind =
+        last ? head_norm : norm(h, weights.layers[static_cast<std::size_t>(l + 1)].cross_norm, x, rows);
+    cross_attention_block(layer, l, step, h, rows, norm(h, layer.self_norm, x, rows));
+    self_attention_block(layer, l, step, h, rows, feed_forward_.norm(h, layer, rows));
+    feed_forward_.add_to(h, layer, rows, stream_, behind);
   }
   const Range head_range(context_, "head");
-  const Operand head_x{.values = first_rows(head_x_, rows.capacity)};
   const LinearLayer& head = weights.heads[t];
   // Each level's logits are packed at its own width.
   const Matrix logits{logits_.data, DType::kF32, rows.capacity, head.outputs, head.outputs};
-  project_norm(h, weights.output_norms[t], head_x, head, logits, rows);
+  project_norm(head_norm, head_x, head, logits);
   return logits;
 }
 
 void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
-                                         const Extent& rows) {
+                                         const Extent& rows, const RmsNormParams& next) {
   const OneRecV2Config& config = model_.config();
   const Range range(context_, "cross_attention");
   const Operand x = first_rows(x_, rows.capacity);
   const Matrix q = first_rows(q_, rows.capacity);
   const Matrix attended = first_rows(attended_, rows.capacity);
-  project_norm(h, layer.cross_norm, x, layer.cross_q, q, rows);
+  project_norm(norm(h, layer.cross_norm, x, rows), x, layer.cross_q, q);
   if (layer.cross_q_norm != nullptr) head_norm(q, layer.cross_q_norm, config.num_attention_heads, rows);
   const std::int64_t group = config.context_kv_layer(index);
   CrossAttentionParams params{.q = q,
@@ -124,21 +131,21 @@ void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t
   if (codes.quantized() && !prepared_at_once(context_, {.input = quantizer, .product = product})) {
     params.quantized = codes;
     cross_attention(context_, params);
-    return linear(context_, product);
+    return stream_.add(product, next);
   }
   cross_attention(context_, params);
-  project_out(attended, layer.cross_o, h, rows);
+  project_out(attended, layer.cross_o, h, rows, next);
 }
 
 void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
-                                        const Extent& rows) {
+                                        const Extent& rows, const RmsNormParams& next) {
   const OneRecV2Config& config = model_.config();
   const auto t = static_cast<std::size_t>(step);
   const auto l = static_cast<std::size_t>(index);
   const Range range(context_, "self_attention");
   const Operand x = first_rows(x_, rows.capacity);
   const Matrix qkv = qkv_[t][l];
-  project_norm(h, layer.self_norm, x, layer.self_qkv, qkv, rows);
+  project_norm(norm(h, layer.self_norm, x, rows), x, layer.self_qkv, qkv);
   if (layer.self_q_norm != nullptr) {
     const std::int64_t kv = config.num_key_value_heads * config.head_dim;
     head_norm(qkv.columns(0, config.d_attention()), layer.self_q_norm, config.num_attention_heads, rows);
@@ -146,7 +153,7 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
   }
   // Attention over a single key is its value.
   if (step == 0 && config.num_attention_heads == config.num_key_value_heads) {
-    return project_out(qkv.columns(2 * config.d_attention(), config.d_attention()), layer.self_o, h, rows);
+    return project_out(qkv.columns(2 * config.d_attention(), config.d_attention()), layer.self_o, h, rows, next);
   }
   const Operand attended = first_rows(attended_x_, rows.capacity);
   SelfAttentionParams params{.step = step,
@@ -162,28 +169,34 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
     for (std::size_t s = 0; s < t; ++s) params.ancestry[s] = inputs_.ancestry[t][s];
   }
   self_attention(context_, params);
-  linear(context_, output_product(attended, layer.self_o, h, rows));
+  stream_.add(output_product(attended, layer.self_o, h, rows), next);
 }
 
-void OneRecV2Pass::project_norm(const Matrix& h, const DeviceArray* gamma, const Operand& x, const LinearLayer& layer,
-                                const Matrix& y, const Extent& rows) {
-  const RmsNormParams norm{.x = h,
-                           .gamma = gamma->floats(),
-                           .width = model_.config().hidden_size,
-                           .eps = model_.config().rms_norm_eps,
-                           .y = values_of(x),
-                           .quantized = codes_of(x),
-                           .rows = rows};
-  prepared_linear(
-      context_,
-      {.input = norm, .product = {.x = x, .weight = layer.get(), .bias = layer.bias_data(), .y = y, .rows = rows}});
+RmsNormParams OneRecV2Pass::norm(const Matrix& h, const DeviceArray* gamma, const Operand& x,
+                                 const Extent& rows) const {
+  return {.x = h,
+          .gamma = gamma->floats(),
+          .width = model_.config().hidden_size,
+          .eps = model_.config().rms_norm_eps,
+          .y = values_of(x),
+          .quantized = codes_of(x),
+          .rows = rows};
 }
 
-void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows) {
+void OneRecV2Pass::project_norm(const RmsNormParams& norm, const Operand& x, const LinearLayer& layer,
+                                const Matrix& y) {
+  stream_.multiply(norm, {.x = x, .weight = layer.get(), .bias = layer.bias_data(), .y = y, .rows = norm.rows});
+}
+
+void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows,
+                               const RmsNormParams& next) {
   const Operand x = first_rows(attended_x_, rows.capacity);
-  if (!x.quantized()) return linear(context_, output_product({.values = attended}, layer, h, rows));
-  prepared_linear(context_, {.input = QuantizeParams{.x = attended, .quantized = x, .rows = rows},
-                             .product = output_product(x, layer, h, rows)});
+  if (!x.quantized()) return stream_.add(output_product({.values = attended}, layer, h, rows), next);
+  const PreparedLinearParams prepared{.input = QuantizeParams{.x = attended, .quantized = x, .rows = rows},
+                                      .product = output_product(x, layer, h, rows)};
+  if (prepared_at_once(context_, prepared)) return stream_.add(prepared);
+  quantize(context_, std::get<QuantizeParams>(prepared.input));
+  stream_.add(prepared.product, next);
 }
 
 void OneRecV2Pass::head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows) {

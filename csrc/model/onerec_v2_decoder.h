@@ -6,6 +6,7 @@
 
 #include "model/onerec_v2_context.h"
 #include "model/onerec_v2_feed_forward.h"
+#include "model/residual_stream.h"
 
 namespace onerec {
 
@@ -18,16 +19,19 @@ class OneRecV2Pass final : public ModelPass {
   ConstMatrix decode_step(int step) override;
 
  private:
+  // `next`: the norm of h that is read behind the block.
   void cross_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
-                             const Extent& rows);
+                             const Extent& rows, const RmsNormParams& next);
   void self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
-                            const Extent& rows);
-  // y = RMSNorm(h) W^T; x holds the norm in the form that W wants.
-  void project_norm(const Matrix& h, const DeviceArray* gamma, const Operand& x, const LinearLayer& layer,
-                    const Matrix& y, const Extent& rows);
+                            const Extent& rows, const RmsNormParams& next);
+  // RMSNorm(h) into x, in the form that the product behind it wants.
+  RmsNormParams norm(const Matrix& h, const DeviceArray* gamma, const Operand& x, const Extent& rows) const;
+  // y = RMSNorm(h) W^T.
+  void project_norm(const RmsNormParams& norm, const Operand& x, const LinearLayer& layer, const Matrix& y);
   void head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows);
   // h += attended W_o^T, for values that are not in the form that W_o wants.
-  void project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows);
+  void project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows,
+                   const RmsNormParams& next);
   static LinearParams output_product(const Operand& attended, const LinearLayer& layer, const Matrix& h,
                                      const Extent& rows);
 
@@ -38,6 +42,7 @@ class OneRecV2Pass final : public ModelPass {
   PassMemory memory_;
   ContextProcessor context_processor_;
   FeedForward feed_forward_;
+  ResidualStream stream_;
   Matrix h_;            // [rows, d]: the residual stream
   Operand x_;           // [rows, d]: input of the projections
   Matrix q_;            // [rows, H * d_head]

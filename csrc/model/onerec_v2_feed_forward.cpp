@@ -70,61 +70,84 @@ FeedForward::FeedForward(const OneRecV2& model, const std::vector<std::int64_t>&
   if (moe->shared.width > 0) shared_out_ = memory.matrix(kActivations, dtype, rows, d);
 }
 
-RmsNormParams FeedForward::norm(const Matrix& h, const LayerWeights& layer, const NormOutputs& outputs,
-                                const Extent& rows) const {
-  return {.x = h,
-          .gamma = layer.ffn_norm->floats(),
-          .width = model_.config().hidden_size,
-          .eps = model_.config().rms_norm_eps,
-          .y = outputs.y,
-          .quantized = outputs.quantized,
-          .quantized_blocks = outputs.quantized_blocks,
-          .rows = rows};
-}
-
-void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows) {
-  const Range range(context_, layer.moe ? "mixture_of_experts" : "feed_forward");
-  if (layer.moe) {
-    mixture(h, layer, rows);
-    return;
+RmsNormParams FeedForward::norm(const Matrix& h, const LayerWeights& layer, const Extent& rows) const {
+  RmsNormParams norm{.x = h,
+                     .gamma = layer.ffn_norm->floats(),
+                     .width = model_.config().hidden_size,
+                     .eps = model_.config().rms_norm_eps,
+                     .rows = rows};
+  if (!layer.moe) {
+    norm.y = values_of(x_);
+    norm.quantized = codes_of(x_);
+    return norm;
   }
-  const RmsNormParams input = norm(h, layer, {.y = values_of(x_), .quantized = codes_of(x_)}, rows);
-  dense(context_, &input, layer.dense, x_, h, h, rows);
+  // One norm for the router, the experts and the shared network.
+  norm.y = router_x_;
+  norm.quantized = codes_of(expert_x_);
+  if (expert_x_.scale_kind == ScaleKind::kPerBlock && layer.shared.width > 0) {
+    norm.quantized = shared_x();
+    norm.quantized_blocks = expert_x_;
+  }
+  return norm;
 }
 
-void FeedForward::dense(OpContext& context, const RmsNormParams* input, const FeedForwardWeights& weights,
-                        const Operand& x, const ConstMatrix& residual, const Matrix& out, const Extent& rows) {
+void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
+                         const RmsNormParams& next) {
+  const Range range(context_, layer.moe ? "mixture_of_experts" : "feed_forward");
+  layer.moe ? mixture(h, layer, rows, stream, next) : dense(h, layer, rows, stream, next);
+}
+
+FeedForward::Network FeedForward::network(const FeedForwardWeights& weights, const Operand& x,
+                                          const ConstMatrix& residual, const Matrix& out, const Extent& rows) const {
   const Matrix gate_up = reshape(gate_up_, rows.capacity, 2 * weights.width);
   const Operand hidden = reshape(hidden_, rows.capacity, weights.width);
   const LinearParams first{
       .x = x, .weight = weights.gate_up.get(), .bias = weights.gate_up.bias_data(), .y = gate_up, .rows = rows};
-  const PreparedLinearParams second{.input = SwigluParams{.gate_up = gate_up,
-                                                          .width = weights.width,
-                                                          .y = values_of(hidden),
-                                                          .quantized = codes_of(hidden),
-                                                          .rows = rows},
-                                    .product = {.x = hidden,
-                                                .weight = weights.down.get(),
-                                                .bias = weights.down.bias_data(),
-                                                .residual = residual,
-                                                .y = out,
-                                                .rows = rows}};
-  // Few rows: each product makes its input. Many: the first product ends with the activation.
-  if (prepared_at_once(context, second)) {
-    input == nullptr ? linear(context, first) : prepared_linear(context, {.input = *input, .product = first});
-    prepared_linear(context, second);
-    return;
+  return {.first = first,
+          .second = {.input = SwigluParams{.gate_up = gate_up,
+                                           .width = weights.width,
+                                           .y = values_of(hidden),
+                                           .quantized = codes_of(hidden),
+                                           .rows = rows},
+                     .product = {.x = hidden,
+                                 .weight = weights.down.get(),
+                                 .bias = weights.down.bias_data(),
+                                 .residual = residual,
+                                 .y = out,
+                                 .rows = rows}},
+          .first_with_activation = {.x = x,
+                                    .weight = first.weight,
+                                    .bias = first.bias,
+                                    .width = weights.width,
+                                    .gate_up = gate_up,
+                                    .y = values_of(hidden),
+                                    .quantized = codes_of(hidden),
+                                    .rows = rows}};
+}
+
+// Few rows: each product makes its input. Many: the first product ends with the activation.
+void FeedForward::dense(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
+                        const RmsNormParams& next) {
+  const Network parts = network(layer.dense, x_, h, h, rows);
+  const RmsNormParams input = norm(h, layer, rows);
+  if (prepared_at_once(context_, parts.second)) {
+    stream.multiply(input, parts.first);
+    return stream.add(parts.second);
   }
-  if (input != nullptr) rms_norm(context, *input);
-  linear_swiglu(context, {.x = x,
-                          .weight = weights.gate_up.get(),
-                          .bias = weights.gate_up.bias_data(),
-                          .width = weights.width,
-                          .gate_up = gate_up,
-                          .y = values_of(hidden),
-                          .quantized = codes_of(hidden),
-                          .rows = rows});
-  linear(context, second.product);
+  stream.make(input);
+  linear_swiglu(context_, parts.first_with_activation);
+  stream.add(parts.second.product, next);
+}
+
+void FeedForward::shared(OpContext& context, const FeedForwardWeights& weights, const Operand& x, const Extent& rows) {
+  const Matrix out = reshape(shared_out_, rows.capacity, model_.config().hidden_size);
+  const Network parts = network(weights, x, {}, out, rows);
+  if (prepared_at_once(context, parts.second)) {
+    linear(context, parts.first);
+    return prepared_linear(context, parts.second);
+  }
+  linear_swiglu(context, parts.first_with_activation);
+  linear(context, parts.second.product);
 }
 
 FeedForward::SortedRows FeedForward::sorted_rows(std::int64_t rows) const {
@@ -160,28 +183,22 @@ void FeedForward::expert_hidden(const FeedForwardWeights& weights, const SortedR
                     .rows = {sorted.capacity, offsets_ + model_.config().n_routed_experts}});
 }
 
-void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows) {
+void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
+                          const RmsNormParams& next) {
   const OneRecV2Config& config = model_.config();
   const std::int64_t d = config.hidden_size;
   const std::int64_t top_k = config.num_experts_per_tok;
   const SortedRows sorted = sorted_rows(rows.capacity);
   const Extent sorted_extent{sorted.capacity, offsets_ + config.n_routed_experts};
+  const bool has_shared = layer.shared.width > 0;
 
-  // One norm for the router, the experts and the shared network. The network's codes have a scale per row.
-  const bool in_blocks = expert_x_.scale_kind == ScaleKind::kPerBlock;
-  const Operand& shared_x = in_blocks ? x_ : expert_x_;
-  if (in_blocks && layer.shared.width > 0) {
-    rms_norm(context_, norm(h, layer, {.y = router_x_, .quantized = shared_x, .quantized_blocks = expert_x_}, rows));
-  } else {
-    rms_norm(context_, norm(h, layer, {.y = router_x_, .quantized = codes_of(expert_x_)}, rows));
-  }
+  stream.make(norm(h, layer, rows));
   // Until the join only the network touches gate_up_, hidden_ and shared_out_, and both sides only read the norm's
   // outputs.
-  const Matrix shared = layer.shared.width > 0 ? reshape(shared_out_, rows.capacity, d) : Matrix{};
   std::optional<Fork> fork;
-  if (layer.shared.width > 0 && rows.capacity <= kMostRowsBeside && context_.tap == nullptr) {
+  if (has_shared && rows.capacity <= kMostRowsBeside && context_.tap == nullptr) {
     fork.emplace(context_);
-    dense(fork->context(), nullptr, layer.shared, shared_x, {}, shared, rows);
+    shared(fork->context(), layer.shared, shared_x(), rows);
   }
   linear(context_, {.x = {.values = router_x_}, .weight = layer.router.get(), .y = router_logits_, .rows = rows});
   route(context_, {.logits = router_logits_,
@@ -209,16 +226,17 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
 
   if (fork) {
     fork->join();
-  } else if (layer.shared.width > 0) {
-    dense(context_, nullptr, layer.shared, shared_x, {}, shared, rows);
+  } else if (has_shared) {
+    shared(context_, layer.shared, shared_x(), rows);
   }
-  moe_combine(context_, {.expert_out = sorted_out_,
-                         .slots = slots_,
-                         .weights = weights_,
-                         .top_k = top_k,
-                         .shared = shared,
-                         .h = h,
-                         .rows = rows});
+  stream.add(MoeCombineParams{.expert_out = sorted_out_,
+                              .slots = slots_,
+                              .weights = weights_,
+                              .top_k = top_k,
+                              .shared = has_shared ? reshape(shared_out_, rows.capacity, d) : Matrix{},
+                              .h = h,
+                              .rows = rows},
+             next);
 }
 
 }  // namespace onerec

@@ -6,6 +6,8 @@
 
 #include "model/onerec_v2.h"
 #include "model/pass_memory.h"
+#include "model/residual_stream.h"
+#include "ops/linear_swiglu.h"
 
 namespace onerec {
 
@@ -15,29 +17,37 @@ class FeedForward {
   FeedForward(const OneRecV2& model, const std::vector<std::int64_t>& step_rows, OpContext& context,
               PassMemory& memory);
 
-  // h += FFN(RMSNorm(h)) for the live rows.
-  void add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows);
+  // The norm that add_to() reads.
+  RmsNormParams norm(const Matrix& h, const LayerWeights& layer, const Extent& rows) const;
+  // h += FFN(RMSNorm(h)) for the live rows. `next`: the norm of h that is read behind it.
+  void add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
+              const RmsNormParams& next);
 
  private:
-  // out = FFN(x) + residual, all [rows, d]; `input`: the norm that makes x, null if x is there already.
-  void dense(OpContext& context, const RmsNormParams* input, const FeedForwardWeights& weights, const Operand& x,
-             const ConstMatrix& residual, const Matrix& out, const Extent& rows);
+  // A gated network's two products, the second with its input: out = FFN(x) + residual.
+  struct Network {
+    LinearParams first;
+    PreparedLinearParams second;
+    LinearSwigluParams first_with_activation;
+  };
+  Network network(const FeedForwardWeights& weights, const Operand& x, const ConstMatrix& residual, const Matrix& out,
+                  const Extent& rows) const;
+  void dense(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
+             const RmsNormParams& next);
+  // shared_out_ from x.
+  void shared(OpContext& context, const FeedForwardWeights& weights, const Operand& x, const Extent& rows);
   // How the rows of a step lie sorted by expert.
   struct SortedRows {
     std::int64_t alignment;
     std::int64_t capacity;
   };
   SortedRows sorted_rows(std::int64_t rows) const;
-  void mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows);
+  void mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
+               const RmsNormParams& next);
   // sorted_hidden_ from sorted_x_.
   void expert_hidden(const FeedForwardWeights& weights, const SortedRows& sorted);
-  // As in RmsNormParams.
-  struct NormOutputs {
-    Matrix y = {};
-    Operand quantized = {};
-    Operand quantized_blocks = {};
-  };
-  RmsNormParams norm(const Matrix& h, const LayerWeights& layer, const NormOutputs& outputs, const Extent& rows) const;
+  // Input of a MoE layer's shared network: its codes have a scale per row, those of the experts may have one per block.
+  const Operand& shared_x() const { return expert_x_.scale_kind == ScaleKind::kPerBlock ? x_ : expert_x_; }
 
   const OneRecV2& model_;
   OpContext& context_;

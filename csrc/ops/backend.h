@@ -37,8 +37,8 @@ class Backend {
 
   virtual std::size_t linear_workspace(const LinearParams&) const { return 0; }
   virtual void linear(Stream&, const LinearParams&, Workspace) = 0;
-  // Whether linear_norm() does these params in one kernel; if not, the op issues its parts. Its workspace does not depend
-  // on addresses.
+  // Whether linear_norm() does these params in one kernel; if not, the op issues its parts. Its workspace does not
+  // depend on addresses.
   virtual bool fuses_linear_norm(const LinearNormParams&) const { return false; }
   virtual std::size_t linear_norm_workspace(const LinearNormParams&) const { return 0; }
   virtual void linear_norm(Stream&, const LinearNormParams&, Workspace);

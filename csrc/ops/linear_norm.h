@@ -6,9 +6,9 @@
 
 namespace onerec {
 
-// linear (ops/linear.h), then rms_norm (ops/rms_norm.h) of its y: norm.x is product.y with the same rows, a single group
-// of all its columns. What the norm writes overlaps nothing that the product reads or writes. A backend may do both at
-// once.
+// linear (ops/linear.h), then rms_norm (ops/rms_norm.h) of its y: norm.x is product.y with the same rows, a single
+// group of all its columns. What the norm writes overlaps nothing that the product reads or writes. A backend may do
+// both at once.
 struct LinearNormParams {
   LinearParams product;
   RmsNormParams norm;

@@ -1,0 +1,36 @@
+// The residual stream of a decoder: sub-layers read its norm and add to it. What adds to it may make the norm that is
+// read next at once.
+#pragma once
+
+#include "ops/combine_norm.h"
+#include "ops/linear_norm.h"
+#include "ops/prepared_linear.h"
+
+namespace onerec {
+
+// The stream h itself lies where the params say. In all calls `next` and `norm` are the same one: that which is read
+// after the last addition.
+class ResidualStream {
+ public:
+  explicit ResidualStream(OpContext& context) : context_(context) {}
+
+  // h has been set by something else.
+  void begin() { normed_ = false; }
+
+  // h += what the op makes; `next` reads it.
+  void add(const LinearParams& product, const RmsNormParams& next);
+  void add(const MoeCombineParams& combine, const RmsNormParams& next);
+  // The same for a product that makes its own input, of so few rows that the next product makes its own as well.
+  void add(const PreparedLinearParams& prepared);
+
+  // Makes the norm, if it is not there.
+  void make(const RmsNormParams& norm);
+  // The same, then the product of its only output.
+  void multiply(const RmsNormParams& norm, const LinearParams& product);
+
+ private:
+  OpContext& context_;
+  bool normed_ = false;  // the norm of h is there
+};
+
+}  // namespace onerec
