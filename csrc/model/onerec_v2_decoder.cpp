@@ -87,8 +87,8 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
     const bool last = l + 1 == config.num_hidden_layers;
     const RmsNormParams behind =
         last ? head_norm : norm(h, weights.layers[static_cast<std::size_t>(l + 1)].cross_norm, x, rows);
-    cross_attention_block(layer, l, step, h, rows, norm(h, layer.self_norm, x, rows));
-    self_attention_block(layer, l, step, h, rows, feed_forward_.norm(h, layer, rows));
+    cross_attention_block(layer, l, step, h, rows);
+    self_attention_block(layer, l, step, h, rows);
     feed_forward_.add_to(h, layer, rows, stream_, behind);
   }
   const Range head_range(context_, "head");
@@ -100,7 +100,7 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
 }
 
 void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
-                                         const Extent& rows, const RmsNormParams& next) {
+                                         const Extent& rows) {
   const OneRecV2Config& config = model_.config();
   const Range range(context_, "cross_attention");
   const Operand x = first_rows(x_, rows.capacity);
@@ -131,14 +131,14 @@ void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t
   if (codes.quantized() && !prepared_at_once(context_, {.input = quantizer, .product = product})) {
     params.quantized = codes;
     cross_attention(context_, params);
-    return stream_.add(product, next);
+    return stream_.add(product);
   }
   cross_attention(context_, params);
-  project_out(attended, layer.cross_o, h, rows, next);
+  project_out(attended, layer.cross_o, h, rows);
 }
 
 void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
-                                        const Extent& rows, const RmsNormParams& next) {
+                                        const Extent& rows) {
   const OneRecV2Config& config = model_.config();
   const auto t = static_cast<std::size_t>(step);
   const auto l = static_cast<std::size_t>(index);
@@ -153,7 +153,7 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
   }
   // Attention over a single key is its value.
   if (step == 0 && config.num_attention_heads == config.num_key_value_heads) {
-    return project_out(qkv.columns(2 * config.d_attention(), config.d_attention()), layer.self_o, h, rows, next);
+    return project_out(qkv.columns(2 * config.d_attention(), config.d_attention()), layer.self_o, h, rows);
   }
   const Operand attended = first_rows(attended_x_, rows.capacity);
   SelfAttentionParams params{.step = step,
@@ -169,7 +169,7 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
     for (std::size_t s = 0; s < t; ++s) params.ancestry[s] = inputs_.ancestry[t][s];
   }
   self_attention(context_, params);
-  stream_.add(output_product(attended, layer.self_o, h, rows), next);
+  stream_.add(output_product(attended, layer.self_o, h, rows));
 }
 
 RmsNormParams OneRecV2Pass::norm(const Matrix& h, const DeviceArray* gamma, const Operand& x,
@@ -188,15 +188,11 @@ void OneRecV2Pass::project_norm(const RmsNormParams& norm, const Operand& x, con
   stream_.multiply(norm, {.x = x, .weight = layer.get(), .bias = layer.bias_data(), .y = y, .rows = norm.rows});
 }
 
-void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows,
-                               const RmsNormParams& next) {
+void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows) {
   const Operand x = first_rows(attended_x_, rows.capacity);
-  if (!x.quantized()) return stream_.add(output_product({.values = attended}, layer, h, rows), next);
-  const PreparedLinearParams prepared{.input = QuantizeParams{.x = attended, .quantized = x, .rows = rows},
-                                      .product = output_product(x, layer, h, rows)};
-  if (prepared_at_once(context_, prepared)) return stream_.add(prepared);
-  quantize(context_, std::get<QuantizeParams>(prepared.input));
-  stream_.add(prepared.product, next);
+  if (!x.quantized()) return stream_.add(output_product({.values = attended}, layer, h, rows));
+  stream_.add(PreparedLinearParams{.input = QuantizeParams{.x = attended, .quantized = x, .rows = rows},
+                                   .product = output_product(x, layer, h, rows)});
 }
 
 void OneRecV2Pass::head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows) {

@@ -19,19 +19,17 @@ class OneRecV2Pass final : public ModelPass {
   ConstMatrix decode_step(int step) override;
 
  private:
-  // `next`: the norm of h that is read behind the block.
   void cross_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
-                             const Extent& rows, const RmsNormParams& next);
+                             const Extent& rows);
   void self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
-                            const Extent& rows, const RmsNormParams& next);
+                            const Extent& rows);
   // RMSNorm(h) into x, in the form that the product behind it wants.
   RmsNormParams norm(const Matrix& h, const DeviceArray* gamma, const Operand& x, const Extent& rows) const;
   // y = RMSNorm(h) W^T.
   void project_norm(const RmsNormParams& norm, const Operand& x, const LinearLayer& layer, const Matrix& y);
   void head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows);
   // h += attended W_o^T, for values that are not in the form that W_o wants.
-  void project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows,
-                   const RmsNormParams& next);
+  void project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows);
   static LinearParams output_product(const Operand& attended, const LinearLayer& layer, const Matrix& h,
                                      const Extent& rows);
 

@@ -94,7 +94,7 @@ RmsNormParams FeedForward::norm(const Matrix& h, const LayerWeights& layer, cons
 void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
                          const RmsNormParams& next) {
   const Range range(context_, layer.moe ? "mixture_of_experts" : "feed_forward");
-  layer.moe ? mixture(h, layer, rows, stream, next) : dense(h, layer, rows, stream, next);
+  layer.moe ? mixture(h, layer, rows, stream, next) : dense(h, layer, rows, stream);
 }
 
 FeedForward::Network FeedForward::network(const FeedForwardWeights& weights, const Operand& x,
@@ -126,8 +126,7 @@ FeedForward::Network FeedForward::network(const FeedForwardWeights& weights, con
 }
 
 // Few rows: each product makes its input. Many: the first product ends with the activation.
-void FeedForward::dense(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
-                        const RmsNormParams& next) {
+void FeedForward::dense(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream) {
   const Network parts = network(layer.dense, x_, h, h, rows);
   const RmsNormParams input = norm(h, layer, rows);
   if (prepared_at_once(context_, parts.second)) {
@@ -136,7 +135,7 @@ void FeedForward::dense(const Matrix& h, const LayerWeights& layer, const Extent
   }
   stream.make(input);
   linear_swiglu(context_, parts.first_with_activation);
-  stream.add(parts.second.product, next);
+  stream.add(parts.second.product);
 }
 
 void FeedForward::shared(OpContext& context, const FeedForwardWeights& weights, const Operand& x, const Extent& rows) {

@@ -17,8 +17,6 @@ class FeedForward {
   FeedForward(const OneRecV2& model, const std::vector<std::int64_t>& step_rows, OpContext& context,
               PassMemory& memory);
 
-  // The norm that add_to() reads.
-  RmsNormParams norm(const Matrix& h, const LayerWeights& layer, const Extent& rows) const;
   // h += FFN(RMSNorm(h)) for the live rows. `next`: the norm of h that is read behind it.
   void add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
               const RmsNormParams& next);
@@ -32,8 +30,9 @@ class FeedForward {
   };
   Network network(const FeedForwardWeights& weights, const Operand& x, const ConstMatrix& residual, const Matrix& out,
                   const Extent& rows) const;
-  void dense(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
-             const RmsNormParams& next);
+  // The norm of h that the sub-layer begins with.
+  RmsNormParams norm(const Matrix& h, const LayerWeights& layer, const Extent& rows) const;
+  void dense(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream);
   // shared_out_ from x.
   void shared(OpContext& context, const FeedForwardWeights& weights, const Operand& x, const Extent& rows);
   // How the rows of a step lie sorted by expert.

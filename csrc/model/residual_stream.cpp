@@ -2,22 +2,21 @@
 
 namespace onerec {
 
-// A pass that measures sees both ways: the op that may make the norm, and the norm by itself.
-void ResidualStream::add(const LinearParams& product, const RmsNormParams& next) {
-  const LinearNormParams both{.product = product, .norm = next};
-  normed_ = norm_comes_with(context_, both);
-  normed_ || context_.measuring ? linear_norm(context_, both) : linear(context_, product);
-}
-
-void ResidualStream::add(const MoeCombineParams& combine, const RmsNormParams& next) {
-  const CombineNormParams both{.combine = combine, .norm = next};
-  normed_ = norm_comes_with(context_, both);
-  normed_ || context_.measuring ? combine_norm(context_, both) : moe_combine(context_, combine);
+void ResidualStream::add(const LinearParams& product) {
+  linear(context_, product);
+  normed_ = false;
 }
 
 void ResidualStream::add(const PreparedLinearParams& prepared) {
   prepared_linear(context_, prepared);
   normed_ = false;
+}
+
+// A pass that measures sees both ways: the op that may make the norm, and the norm by itself.
+void ResidualStream::add(const MoeCombineParams& combine, const RmsNormParams& next) {
+  const CombineNormParams both{.combine = combine, .norm = next};
+  normed_ = norm_comes_with(context_, both);
+  normed_ || context_.measuring ? combine_norm(context_, both) : moe_combine(context_, combine);
 }
 
 void ResidualStream::make(const RmsNormParams& norm) {

@@ -1,9 +1,8 @@
-// The residual stream of a decoder: sub-layers read its norm and add to it. What adds to it may make the norm that is
-// read next at once.
+// The residual stream of a decoder: sub-layers read its norm and add to it. Where the op that ends a sub-layer can make
+// the norm that is read next, it does.
 #pragma once
 
 #include "ops/combine_norm.h"
-#include "ops/linear_norm.h"
 #include "ops/prepared_linear.h"
 
 namespace onerec {
@@ -17,11 +16,10 @@ class ResidualStream {
   // h has been set by something else.
   void begin() { normed_ = false; }
 
-  // h += what the op makes; `next` reads it.
-  void add(const LinearParams& product, const RmsNormParams& next);
-  void add(const MoeCombineParams& combine, const RmsNormParams& next);
-  // The same for a product that makes its own input, of so few rows that the next product makes its own as well.
+  // h += what the op makes, with the product's input or without. `next` reads it.
+  void add(const LinearParams& product);
   void add(const PreparedLinearParams& prepared);
+  void add(const MoeCombineParams& combine, const RmsNormParams& next);
 
   // Makes the norm, if it is not there.
   void make(const RmsNormParams& norm);

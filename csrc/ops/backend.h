@@ -13,7 +13,6 @@
 #include "ops/grouped_linear.h"
 #include "ops/grouped_swiglu.h"
 #include "ops/linear.h"
-#include "ops/linear_norm.h"
 #include "ops/linear_swiglu.h"
 #include "ops/moe.h"
 #include "ops/prepared_linear.h"
@@ -37,11 +36,6 @@ class Backend {
 
   virtual std::size_t linear_workspace(const LinearParams&) const { return 0; }
   virtual void linear(Stream&, const LinearParams&, Workspace) = 0;
-  // Whether linear_norm() does these params in one kernel; if not, the op issues its parts. Its workspace does not
-  // depend on addresses.
-  virtual bool fuses_linear_norm(const LinearNormParams&) const { return false; }
-  virtual std::size_t linear_norm_workspace(const LinearNormParams&) const { return 0; }
-  virtual void linear_norm(Stream&, const LinearNormParams&, Workspace);
   // Whether linear_swiglu() does these params in one product; if not, the op issues its parts. Its workspace does not
   // depend on addresses.
   virtual bool fuses_linear_swiglu(const LinearSwigluParams&) const { return false; }

@@ -3,8 +3,7 @@
 // microseconds of one call (the median of replays of a CUDA graph whose calls read weights from memory, not from the
 // cache), and the largest difference from the first kernel's y, in its first and last rows, over that y's largest
 // magnitude. Types fp8_swiglu: the product of gates and ups with SwiGLU and the quantisation of its result; the first
-// kernel, -1, is what linear() and swiglu() take one after the other. Types fp8_norm: the product added to a residual,
-// and the norm of the sum, quantised; -1 is linear() and rms_norm().
+// kernel, -1, is what linear() and swiglu() take one after the other.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -135,59 +134,6 @@ class Tuner {
     std::fflush(stdout);
   }
 
-  void tune_norm(std::int64_t outputs, std::int64_t inputs, std::int64_t rows) {
-    make_weights(true, outputs, inputs);
-    const auto x = upload(random_values(true, rows * inputs));
-    const auto scales = upload(std::vector<float>(static_cast<std::size_t>(rows), 0.001f));
-    const auto residual = upload(random_values(false, rows * outputs));
-    const auto gamma = upload(std::vector<float>(static_cast<std::size_t>(outputs), 1.0f));
-    const auto h = backend_->device().allocate(static_cast<std::size_t>(rows * outputs) * 2);
-    const auto y = backend_->device().allocate(h->bytes());
-    const auto codes = backend_->device().allocate(static_cast<std::size_t>(rows * outputs));
-    const auto code_scales = backend_->device().allocate(static_cast<std::size_t>(rows) * sizeof(float));
-    const Matrix sum{h->data(), DType::kBF16, rows, outputs, outputs};
-    LinearNormParams params{.product = {.x = {.values = {x->data(), DType::kE4M3, rows, inputs, inputs},
-                                              .scale_kind = ScaleKind::kPerRow,
-                                              .scales = static_cast<float*>(scales->data()),
-                                              .scale_stride = rows},
-                                        .residual = {residual->data(), DType::kBF16, rows, outputs, outputs},
-                                        .y = sum,
-                                        .rows = {rows, nullptr}},
-                            .norm = {.x = sum,
-                                     .gamma = static_cast<const float*>(gamma->data()),
-                                     .width = outputs,
-                                     .quantized = {.values = {codes->data(), DType::kE4M3, rows, outputs, outputs},
-                                                   .scale_kind = ScaleKind::kPerRow,
-                                                   .scales = static_cast<float*>(code_scales->data()),
-                                                   .scale_stride = rows},
-                                     .rows = {rows, nullptr}}};
-    params.product.weight = weights_.front().get();
-    const auto progress =
-        backend_->device().allocate(std::max<std::size_t>(1, backend_->linear_norm_workspace(params)));
-    const auto issue = [&](int config, const LinearWeight* weight) {
-      params.product.weight = weight;
-      if (config != kUnfused) {
-        return backend_->linear_norm(*stream_, params, {progress->data(), progress->bytes()});
-      }
-      backend_->linear(*stream_, params.product, {});
-      backend_->rms_norm(*stream_, params.norm);
-    };
-    std::vector<float> reference;
-    for (int config = kUnfused; config <= (backend_->fuses_linear_norm(params) ? 0 : kUnfused); ++config) {
-      // Codes may fall to their neighbours: what is compared is what they are of.
-      params.norm.y = {y->data(), DType::kBF16, rows, outputs, outputs};
-      stream_->fill(y->data(), 0xff, y->bytes());
-      issue(config, weights_.front().get());
-      const std::vector<float> result = ends(y->data(), rows, outputs, false);
-      if (reference.empty()) reference = result;
-      params.norm.y = {};
-      const double us = microseconds([&](const LinearWeight* weight) { issue(config, weight); });
-      print("fp8_norm", outputs, inputs, rows, config, config == kUnfused ? "linear, rms_norm" : "linear_norm", us,
-            difference(result, reference), config != kUnfused);
-    }
-    std::fflush(stdout);
-  }
-
  private:
   static constexpr int kUnfused = -1;
 
@@ -310,8 +256,6 @@ int main() {
   while (std::cin >> types >> outputs >> inputs >> rows) {
     if (types == "fp8_swiglu") {
       tuner.tune_swiglu(outputs, inputs, rows);
-    } else if (types == "fp8_norm") {
-      tuner.tune_norm(outputs, inputs, rows);
     } else {
       tuner.tune(types, outputs, inputs, rows);
     }

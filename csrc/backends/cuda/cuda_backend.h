@@ -49,6 +49,8 @@ class CudaBackend final : public Backend {
   void route(Stream& stream, const RouteParams& params, Workspace workspace) override;
   void gather_rows(Stream& stream, const GatherRowsParams& params) override;
   void moe_combine(Stream& stream, const MoeCombineParams& params) override;
+  bool fuses_combine_norm(const CombineNormParams& params) const override;
+  void combine_norm(Stream& stream, const CombineNormParams& params) override;
   void trie_filter(Stream& stream, const TrieFilterParams& params) override;
   std::size_t beam_select_workspace(const BeamSelectParams& params) const override;
   void beam_select(Stream& stream, const BeamSelectParams& params, Workspace workspace) override;

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "backends/cuda/combine_params.h"
 #include "backends/cuda/cuda_backend.h"
-#include "backends/cuda/kernels/moe.cuh"
 #include "backends/cuda/launch.h"
 
 namespace onerec::cuda {
@@ -39,21 +39,6 @@ kernels::GatherParams gather_params(const GatherRowsParams& p) {
   return gather;
 }
 
-template <class T>
-kernels::CombineParams<T> combine_params(const MoeCombineParams& p) {
-  return {.experts = static_cast<const T*>(p.expert_out.data),
-          .expert_stride = p.expert_out.stride,
-          .slots = p.slots,
-          .weights = p.weights,
-          .top_k = static_cast<int>(p.top_k),
-          .shared = static_cast<const T*>(p.shared.data),
-          .shared_stride = p.shared.stride,
-          .h = static_cast<T*>(p.h.data),
-          .h_stride = p.h.stride,
-          .width = p.h.cols,
-          .count = p.rows.count};
-}
-
 template <class T, int kColumns>
 void combine(Stream& stream, const MoeCombineParams& p) {
   const std::int64_t pieces = p.h.cols / kColumns;
@@ -66,10 +51,7 @@ void combine(Stream& stream, const MoeCombineParams& p) {
 
 template <class T>
 void combine_as(Stream& stream, const MoeCombineParams& p) {
-  constexpr int kColumns = kernels::kVector<T>;
-  const bool vectors = p.h.cols % kColumns == 0 && rows_aligned(p.h, 16) && rows_aligned(p.expert_out, 16) &&
-                       (p.shared.data == nullptr || rows_aligned(p.shared, 16));
-  vectors ? combine<T, kColumns>(stream, p) : combine<T, 1>(stream, p);
+  combines_vectors(p) ? combine<T, kernels::kVector<T>>(stream, p) : combine<T, 1>(stream, p);
 }
 
 }  // namespace

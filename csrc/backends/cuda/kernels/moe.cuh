@@ -138,46 +138,51 @@ __device__ __forceinline__ void add_experts(const CombineParams<T>& p, const std
   }
 }
 
+// kColumns of the new h of a row, before it is rounded.
+template <class T, int kColumns>
+__device__ __forceinline__ void combine_columns(const CombineParams<T>& p, std::int64_t row, std::int64_t column,
+                                                float (&values)[kColumns]) {
+  using Piece = Packed<T, kColumns>;
+  const std::int32_t* const slots = p.slots + row * p.top_k;
+  const float* const weights = p.weights + row * p.top_k;
+  const auto old = Piece::load(p.h + row * p.h_stride + column);
+  typename Piece::Type shared{};
+  if (p.shared != nullptr) shared = Piece::load(p.shared + row * p.shared_stride + column);
+  float sum[kColumns] = {};
+  int done = 0;
+  for (; p.top_k - done >= 4; done += 4) add_experts<4>(p, slots + done, weights + done, column, sum);
+  switch (p.top_k - done) {
+    case 3:
+      add_experts<3>(p, slots + done, weights + done, column, sum);
+      break;
+    case 2:
+      add_experts<2>(p, slots + done, weights + done, column, sum);
+      break;
+    case 1:
+      add_experts<1>(p, slots + done, weights + done, column, sum);
+      break;
+  }
+  if (p.shared != nullptr) {
+    Piece::unpack(shared, values);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) sum[i] += values[i];
+  }
+  Piece::unpack(old, values);
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) values[i] += sum[i];
+}
+
 // A block per row. kColumns: 1, or kVector<T> where the width is a multiple of it and all rows start at multiples of
 // 16 bytes.
 template <class T, int kColumns>
 __global__ void __launch_bounds__(kCombineMaxThreads) moe_combine_kernel(CombineParams<T> p) {
-  using Piece = Packed<T, kColumns>;
   overlap_with_neighbours();
   const std::int64_t row = blockIdx.x;
   if (p.count != nullptr && row >= *p.count) return;
-  const std::int32_t* const slots = p.slots + row * p.top_k;
-  const float* const weights = p.weights + row * p.top_k;
-  T* const h = p.h + row * p.h_stride;
-
   for (std::int64_t column = threadIdx.x * kColumns; column < p.width; column += blockDim.x * kColumns) {
-    const auto old = Piece::load(h + column);
-    typename Piece::Type shared{};
-    if (p.shared != nullptr) shared = Piece::load(p.shared + row * p.shared_stride + column);
-    float sum[kColumns] = {};
     float values[kColumns];
-    int done = 0;
-    for (; p.top_k - done >= 4; done += 4) add_experts<4>(p, slots + done, weights + done, column, sum);
-    switch (p.top_k - done) {
-      case 3:
-        add_experts<3>(p, slots + done, weights + done, column, sum);
-        break;
-      case 2:
-        add_experts<2>(p, slots + done, weights + done, column, sum);
-        break;
-      case 1:
-        add_experts<1>(p, slots + done, weights + done, column, sum);
-        break;
-    }
-    if (p.shared != nullptr) {
-      Piece::unpack(shared, values);
-#pragma unroll
-      for (int i = 0; i < kColumns; ++i) sum[i] += values[i];
-    }
-    Piece::unpack(old, values);
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) values[i] += sum[i];
-    Piece::store(h + column, values);
+    combine_columns(p, row, column, values);
+    Packed<T, kColumns>::store(p.h + row * p.h_stride + column, values);
   }
 }
 

@@ -76,6 +76,30 @@ __device__ __forceinline__ float sum_of_squares(const float (&values)[kVectors][
   return sum;
 }
 
+// Normalises the part of a row that a team has in `values`, 0 behind its end, and stores what is asked for. Every
+// thread of the team calls it.
+template <class Team, int kVectors, int kN>
+__device__ __forceinline__ void normalise_part(Team& team, const RmsNormArguments& p, const RowPart& at,
+                                               const float (&gamma)[kVectors][kN], float (&values)[kVectors][kN]) {
+  const float rstd = reciprocal_root(fmaf(team.sum(sum_of_squares(values)), p.inverse_width, p.eps));
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (row_vector<Team>(at, i) >= at.end) continue;  // stays 0 even if rstd is infinite
+#pragma unroll
+    for (int j = 0; j < kN; ++j) values[i][j] = values[i][j] * rstd * gamma[i][j];
+  }
+  if (p.y_type != Element::kNone) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int vector = row_vector<Team>(at, i);
+      if (vector >= at.end) continue;
+      store_rounded(p.y_type, p.y, at.row * p.y_stride + static_cast<std::int64_t>(vector) * kN, values[i]);
+    }
+  }
+  if (p.quantized.kind != Codes::kNone) quantize_part(team, p.quantized, at, values);
+  if (p.quantized_blocks.kind != Codes::kNone) quantize_part(team, p.quantized_blocks, at, values);
+}
+
 // Widths are multiples of a vector of T; x, y, gamma and their rows are aligned to vectors of T, codes to its elements.
 // gamma is constant and therefore read before the wait: it comes from memory while the kernel before this one ends.
 template <class T, class Team, int kVectors>
@@ -93,23 +117,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResiden
     float values[kVectors][kN];
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) unpack<T>(held.vector[i], values[i]);
-    const float rstd = reciprocal_root(fmaf(team.sum(sum_of_squares(values)), p.inverse_width, p.eps));
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      if (row_vector<Team>(at, i) >= at.end) continue;  // stays 0 even if rstd is infinite
-#pragma unroll
-      for (int j = 0; j < kN; ++j) values[i][j] = values[i][j] * rstd * gamma[i][j];
-    }
-    if (p.y_type != Element::kNone) {
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        const int vector = row_vector<Team>(at, i);
-        if (vector >= at.end) continue;
-        store_rounded(p.y_type, p.y, at.row * p.y_stride + static_cast<std::int64_t>(vector) * kN, values[i]);
-      }
-    }
-    if (p.quantized.kind != Codes::kNone) quantize_part(team, p.quantized, at, values);
-    if (p.quantized_blocks.kind != Codes::kNone) quantize_part(team, p.quantized_blocks, at, values);
+    normalise_part(team, p, at, gamma, values);
   };
   for_row_parts<Team>(p.rows, load, process);
 }
