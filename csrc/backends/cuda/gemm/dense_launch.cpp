@@ -72,7 +72,9 @@ void dense_gemm(Stream& stream, const LinearParams& params, int config, int mult
   call.residual = params.residual.data;
   call.residual_stride = params.residual.stride;
   if (params.activation == Activation::kLeakyRelu) call.negative_slope = params.negative_slope;
-  if (chosen.schedule == GemmSchedule::kDirect) return run_direct(stream, call, direct_fp8(chosen), "linear");
+  if (chosen.schedule == GemmSchedule::kDirect) {
+    return run_direct(stream, call, call.residual == nullptr ? direct_fp8(chosen) : direct_added_fp8(chosen), "linear");
+  }
   if (chosen.schedule == GemmSchedule::kSplit) return run_direct(stream, call, split_fp8(chosen), "linear");
   const char* problem = kKernels[static_cast<std::size_t>(config)](call);
   if (problem == nullptr) return;

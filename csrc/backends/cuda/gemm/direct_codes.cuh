@@ -18,7 +18,7 @@
 namespace onerec::cuda::kernels {
 
 inline constexpr int kCodingWarps = 2;    // of a block while it multiplies, 1 or 2
-inline constexpr int kCodingAhead = 7;    // vectors of a row that a lane of theirs reads at a time
+inline constexpr int kCodingAhead = 5;    // vectors of a row that a lane of theirs reads at a time
 inline constexpr int kHelpingAhead = 14;  // the same of a multiplying warp that helps in the end
 inline constexpr int kRowsTaken = 2;      // at a time
 inline constexpr int kReportPause = 100;  // nanoseconds between looks

@@ -9,8 +9,10 @@ namespace onerec::cuda {
 
 using DirectRunner = void (*)(Stream& stream, const DenseGemmCall& call);
 
-// The kernel of a configuration with GemmSchedule::kDirect; null if there is none.
+// The kernel of a configuration with GemmSchedule::kDirect, for calls without and with a residual; null if there is
+// none.
 DirectRunner direct_fp8(const GemmConfig& config);
+DirectRunner direct_added_fp8(const GemmConfig& config);
 
 // The same with GemmSchedule::kSplit.
 DirectRunner split_fp8(const GemmConfig& config);

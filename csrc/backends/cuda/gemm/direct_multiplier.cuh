@@ -24,21 +24,15 @@ __device__ __forceinline__ float silu_product(float gate, float up) {
   return gate * approximate_inverse(1.0f + power) * up;
 }
 
-// Copies 16 bytes to shared memory, or zeros if `present` is not set. wait_copies() waits for this thread's.
-__device__ __forceinline__ void copy_vector(float* shared, const float* from, bool present) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(from),
-               "r"(present ? 16 : 0)
+// Copies kBytes to shared memory, or zeros if `present` is not set. wait_copies() waits for this thread's.
+template <int kBytes>
+__device__ __forceinline__ void copy_to_shared(float* shared, const float* from, bool present) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(from), "n"(kBytes),
+               "r"(present ? kBytes : 0)
                : "memory");
 }
 
 __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-// A load that stays where it is written, ahead of the wait for the products.
-__device__ __forceinline__ uint4 load_early(const __nv_bfloat16* from) {
-  uint4 v;
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
-  return v;
-}
 
 // 16 bytes at once: the compiler splits some of what store_vector() asks for.
 __device__ __forceinline__ void store_whole(__nv_bfloat16* to, uint4 v) {
@@ -53,7 +47,6 @@ class DirectMultiplier {
         shared_(shared),
         group_(__shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0)),
         lane_(static_cast<int>(threadIdx.x) % kLanes),
-        row_(static_cast<int>(threadIdx.x) / kLanes * 16 + lane_ / 4),
         scales_(shared.warp_scales(static_cast<int>(threadIdx.x) / kLanes)),
         empty_(address_in_block(shared.empty, static_cast<std::uint32_t>(lane_ % Tile::kCluster))),
         tokens_(tile_descriptor(shared.tokens(0) + group_ * kMmaRows * kTileRowBytes)),
@@ -62,56 +55,67 @@ class DirectMultiplier {
   __device__ __forceinline__ void run() {
     DirectWalk<Tile> walk(p_);
     wait_for_previous_kernel();
-    const int live_rows = live_rows_of(p_);
-    walk.start(live_rows);
+    walk.start(live_rows_of(p_));
     if (!walk.guessed_right()) skip(walk.early_steps());
-    if (!walk.valid()) return;
+    int left = walk.left();
+    if (left == 0) return;
+    // The loading thread says where the tiles behind the first one are. All warps write the same.
+    if (lane_ == 0) *shared_.tile(left) = walk.origin();
+    __syncwarp();
     if (group_ == 1) sync_threads(kLeadBarrier, Tile::kMultipliers);
-    int lead = group_ == 0 ? (Tile::kLead < p_.depth_steps ? Tile::kLead : p_.depth_steps) : 0;
-    for (; walk.valid(); walk.next()) {
-      const int column = walk.tile_column() * Tile::kColumns;
-      const int row = walk.first_row() + row_;
-      const bool live[2] = {row < live_rows, row + 8 < live_rows};
-      float row_scales[2] = {0.0f, 0.0f};
-      if (live[0]) row_scales[0] = p_.token_scales[row];
-      if (live[1]) row_scales[1] = p_.token_scales[row + 8];
-      bring_scales(column);
-
+    Results results;
+    for (; left > 0; --left) {
       float sums[Tile::kSums];
-      multiply(lead, sums);
-      lead = 0;
-      if constexpr (Tile::kSwiglu) {
-        finish(sums);
-        if (p_.codes.progress == nullptr) {
-          store_swiglu<false>(sums, row_scales, live, row, column);
-        } else {
-          store_swiglu<true>(sums, row_scales, live, row, column);
-        }
-      } else if (p_.residual == nullptr) {
-        finish(sums);
-        Residual residual;
-        store<false>(sums, row_scales, live, row, column, residual);
+      multiply(left, sums, results);
+      results.set_place(*shared_.tile(left));
+      wait_mma<0>();
+      pin_registers(sums);
+      release(last_step_);
+      wait_copies();
+      __syncwarp();
+      if (p_.bias == nullptr) {
+        make<false>(sums, results);
       } else {
-        Residual residual;
-#pragma unroll
-        for (int group = 0; group < kEarlyGroups; ++group) load_residual(group, live, row, column, residual);
-        finish(sums);
-        store<true>(sums, row_scales, live, row, column, residual);
+        make<true>(sums, results);
       }
     }
+#pragma unroll
+    for (int step = 0; step < Tile::kStoreSteps; ++step) store(step, results);
   }
 
  private:
   static constexpr int kLanes = 32;
   static constexpr int kLeadBarrier = 1;
+  static constexpr int kWarpRows = 16;
   static constexpr int kVectorColumns = 8;  // of the result: 16 bytes
 
-  // Groups of the residual that a thread holds at a time; the first ones come while the last products are under way.
-  static constexpr int kEarlyGroups = Tile::kGroups < 4 ? Tile::kGroups : 4;
+  // What is left of a thread's last tile, rounded to BF16: kValues: y; kSwigluValues: pairs of gate and up. The rest is
+  // done while the next tile's first steps are multiplied.
+  struct Results {
+    std::uint32_t words[Tile::kSums / 2];
+    int row = kNone;         // the thread's first one
+    int column = 0;          // of the tile; its two lowest bits say whether the thread's rows are alive
+    __nv_bfloat162 largest;  // kSwigluValues: magnitudes of the thread's columns in its two rows, as far as known
 
-  struct Residual {
-    uint4 vectors[kEarlyGroups][2];
+    static constexpr int kNone = -1;
+    static_assert(kResultGroup % 4 == 0, "a column leaves room for two bits");
+
+    __device__ __forceinline__ void set_place(const DirectOrigin& tile) {
+      row = tile.row + row_in_tile();
+      const int live = tile.live - row_in_tile();
+      column = tile.column | (live > 0 ? 1 : 0) | (live > 8 ? 2 : 0);
+    }
+    __device__ __forceinline__ bool live(int half) const { return (column >> half & 1) != 0; }
+    __device__ __forceinline__ int tile_column() const { return column & ~3; }
   };
+
+  // The thread's first row of a tile; its other one is 8 behind. Worked out anew for each tile: there is no register to
+  // keep it in.
+  __device__ __forceinline__ static int row_in_tile() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread / kLanes * 16 + thread % kLanes / 4;
+  }
 
   // This warp has read the step for the last time: lane i tells block i.
   __device__ __forceinline__ void release(int step) const {
@@ -127,9 +131,10 @@ class DirectMultiplier {
     }
   }
 
-  // Scales of the tile's weights and biases, gates first; they arrive while it is multiplied.
-  __device__ __forceinline__ void bring_scales(int column) const {
+  // Scales of the tile's weights and biases, gates first, and of the warp's rows; they arrive while it is multiplied.
+  __device__ __forceinline__ void bring_scales(const DirectOrigin& tile) const {
     __syncwarp();  // the last tile's have been read
+    const int column = tile.column;
 #pragma unroll
     for (int i = 0; i < Tile::kOutputs; i += kLanes * 4) {
       const int at = i + lane_ * 4;
@@ -137,42 +142,62 @@ class DirectMultiplier {
       const int in_half = at % Tile::kColumns;
       const bool present = column + in_half < p_.columns;
       const int output = present ? (at < Tile::kColumns ? 0 : p_.columns) + column + in_half : 0;
-      copy_vector(scales_ + at, p_.weight_scales + output, present);
-      const bool biased = present && p_.bias != nullptr;
-      copy_vector(scales_ + Tile::kOutputs + at, biased ? p_.bias + output : p_.weight_scales, biased);
+      copy_to_shared<16>(scales_ + at, p_.weight_scales + output, present);
+      if (p_.bias != nullptr) copy_to_shared<16>(scales_ + Tile::kOutputs + at, p_.bias + output, present);
+    }
+    if (lane_ < kWarpRows) {
+      const int row = static_cast<int>(threadIdx.x) / kLanes * kWarpRows + lane_;
+      const bool live = row < tile.live;
+      copy_to_shared<4>(scales_ + 2 * Tile::kOutputs + lane_, p_.token_scales + (live ? tile.row + row : 0), live);
     }
   }
 
-  // Leaves the last step's products under way. After the `lead`th step the other warpgroup may begin; 0: it has.
-  __device__ __forceinline__ void multiply(int lead, float (&sums)[Tile::kSums]) {
+  // The scale of the thread's first row, or of its second one.
+  __device__ __forceinline__ float row_scale(int half) const {
+    return scales_[2 * Tile::kOutputs + lane_ / 4 + half * 8];
+  }
+
+  // Leaves the last step's products under way, and finishes the tile before. The second warpgroup begins when the first
+  // one has begun its very first steps.
+  __device__ __forceinline__ void multiply(int tile, float (&sums)[Tile::kSums], Results& results) {
     pin_registers(sums);
-    for (int k = 0; k < p_.depth_steps; ++k) {
-      wait_barrier(shared_.full + place_.step, place_.parity);
-      const std::uint64_t at = static_cast<std::uint64_t>(place_.step) * descriptor_step(Tile::kStepBytes);
-      begin_mma();
 #pragma unroll
-      for (int i = 0; i < kTileRowBytes / kMmaDepthBytes; ++i) {
-        const std::uint64_t in_row = at + i * descriptor_step(kMmaDepthBytes);
-        issue_mma<DirectAtom<Tile::kOutputs>>(tokens_ + in_row, weights_ + in_row, sums,
-                                              i == 0 && k == 0 ? gmma::ScaleOut::Zero : gmma::ScaleOut::One,
-                                              cute::make_integer_sequence<int, Tile::kSums>{});
+    for (int k = 0; k < Tile::kStoreSteps; ++k) {
+      if (k < p_.depth_steps) start_step(k == 0, sums);
+      if (k == 0) bring_scales(*shared_.tile(tile));
+      if (k == Tile::kLead && group_ == 0 && results.row == Results::kNone) {
+        pass_threads(kLeadBarrier, Tile::kMultipliers);
       }
-      commit_mma();
-      wait_mma<1>();
-      pin_registers(sums);
-      if (k > 0) release(last_step_);
-      last_step_ = place_.step;
-      place_.advance();
-      if (k + 1 == lead) pass_threads(kLeadBarrier, Tile::kMultipliers);
+      if (results.row != Results::kNone) store(k, results);
+      if (k < p_.depth_steps) end_step(k == 0, sums);
+    }
+    for (int k = Tile::kStoreSteps; k < p_.depth_steps; ++k) {
+      start_step(false, sums);
+      end_step(false, sums);
     }
   }
 
-  __device__ __forceinline__ void finish(float (&sums)[Tile::kSums]) {
-    wait_mma<0>();
+  __device__ __forceinline__ void start_step(bool first, float (&sums)[Tile::kSums]) {
+    wait_barrier(shared_.full + place_.step, place_.parity);
+    const std::uint64_t at = static_cast<std::uint64_t>(place_.step) * descriptor_step(Tile::kStepBytes);
+    begin_mma();
+#pragma unroll
+    for (int i = 0; i < kTileRowBytes / kMmaDepthBytes; ++i) {
+      const std::uint64_t in_row = at + i * descriptor_step(kMmaDepthBytes);
+      issue_mma<DirectAtom<Tile::kOutputs>>(tokens_ + in_row, weights_ + in_row, sums,
+                                            i == 0 && first ? gmma::ScaleOut::Zero : gmma::ScaleOut::One,
+                                            cute::make_integer_sequence<int, Tile::kSums>{});
+    }
+    commit_mma();
+  }
+
+  // The step before is done.
+  __device__ __forceinline__ void end_step(bool first, float (&sums)[Tile::kSums]) {
+    wait_mma<1>();
     pin_registers(sums);
-    release(last_step_);
-    wait_copies();
-    __syncwarp();
+    if (!first) release(last_step_);
+    last_step_ = place_.step;
+    place_.advance();
   }
 
   // Of the thread's 8 columns of a group: where they begin.
@@ -180,17 +205,16 @@ class DirectMultiplier {
     return group * kResultGroup + lane_ % 4 * kVectorColumns;
   }
 
-  __device__ __forceinline__ void load_residual(int group, const bool (&live)[2], int row, int column,
-                                                Residual& residual) const {
-    const __nv_bfloat16* const from = p_.residual + row * p_.residual_stride + column + first_column(group);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint4& vector = residual.vectors[group % kEarlyGroups][half];
-      vector = make_uint4(0, 0, 0, 0);
-      if (live[half] && column + group * kResultGroup < p_.columns) {
-        vector = load_early(from + half * 8 * p_.residual_stride);
-      }
-    }
+  __device__ __forceinline__ static void hold(uint4 vector, int group, int half, Results& results) {
+    std::uint32_t* const words = results.words + (group * 2 + half) * 4;
+    words[0] = vector.x;
+    words[1] = vector.y;
+    words[2] = vector.z;
+    words[3] = vector.w;
+  }
+  __device__ __forceinline__ static uint4 held(int group, int half, const Results& results) {
+    const std::uint32_t* const words = results.words + (group * 2 + half) * 4;
+    return make_uint4(words[0], words[1], words[2], words[3]);
   }
 
   __device__ __forceinline__ static void read_vector(const float* from, float (&values)[kVectorColumns]) {
@@ -206,94 +230,169 @@ class DirectMultiplier {
     values[7] = high.w;
   }
 
-  template <bool kResidual>
-  __device__ __forceinline__ void store(const float (&sums)[Tile::kSums], const float (&row_scales)[2],
-                                        const bool (&live)[2], int row, int column, Residual& residual) const {
-    __nv_bfloat16* const to = p_.y + row * p_.y_stride + column;
+  template <bool kBiased>
+  __device__ __forceinline__ void make(const float (&sums)[Tile::kSums], Results& results) {
+    const float row_scales[2] = {row_scale(0), row_scale(1)};
+    if constexpr (Tile::kSwiglu) {
+      make_pairs<kBiased>(sums, row_scales, results);
+    } else if constexpr (Tile::kAdded) {
+      // The residual comes through the ring, behind the tile's last step.
+      const int row = row_in_tile();
 #pragma unroll
-    for (int group = 0; group < Tile::kGroups; ++group) {
-      if (column + group * kResultGroup >= p_.columns) break;
-      const int first = first_column(group);
-      float scales[kVectorColumns];
-      float bias[kVectorColumns];
-      read_vector(scales_ + first, scales);
-      read_vector(scales_ + Tile::kOutputs + first, bias);
+      for (int group = 0; group < Tile::kGroups; group += Tile::kAddedGroups) {
+        wait_barrier(shared_.full + place_.step, place_.parity);
+        const std::uint32_t residual = shared_address(shared_.residual(place_.step, 0)) + row * kTileRowBytes;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float values[kVectorColumns];
-#pragma unroll
-        for (int i = 0; i < kVectorColumns; ++i) {
-          const float sum = sums[group * 16 + i / 2 * 4 + half * 2 + i % 2];
-          values[i] = fmaf(row_scales[half], __fmul_rn(scales[i], sum), bias[i]);
+        for (int i = group; i < group + Tile::kAddedGroups && i < Tile::kGroups; ++i) {
+          make_group<kBiased>(i, residual + (i - group) / 2 * Tile::kPanelBytes, sums, row_scales, results);
         }
-        if constexpr (kResidual) {
-          float before[kVectorColumns];
-          unpack<__nv_bfloat16>(residual.vectors[group % kEarlyGroups][half], before);
-#pragma unroll
-          for (int i = 0; i < kVectorColumns; ++i) values[i] = __fadd_rn(before[i], values[i]);
-        }
-        if (live[half]) store_whole(to + half * 8 * p_.y_stride + first, pack<__nv_bfloat16>(values));
+        release(place_.step);
+        place_.advance();
       }
-      if (kResidual && group + kEarlyGroups < Tile::kGroups) {
-        load_residual(group + kEarlyGroups, live, row, column, residual);
+    } else {
+#pragma unroll
+      for (int group = 0; group < Tile::kGroups; ++group) {
+        make_group<kBiased>(group, 0, sums, row_scales, results);
+      }
+    }
+    // A bias takes registers that the results would need: they have been stored.
+    if (kBiased && !Tile::kSwiglu) results.column = results.tile_column();
+  }
+
+  // `residual`: the thread's first row of 64 columns, of which the group is one half.
+  template <bool kBiased>
+  __device__ __forceinline__ void make_group(int group, std::uint32_t residual, const float (&sums)[Tile::kSums],
+                                             const float (&row_scales)[2], Results& results) const {
+    const int first = first_column(group);
+    float scales[kVectorColumns];
+    float bias[kVectorColumns] = {};
+    read_vector(scales_ + first, scales);
+    if constexpr (kBiased) read_vector(scales_ + Tile::kOutputs + first, bias);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float values[kVectorColumns];
+#pragma unroll
+      for (int i = 0; i < kVectorColumns; ++i) {
+        const float sum = __fmul_rn(scales[i], sums[group * 16 + i / 2 * 4 + half * 2 + i % 2]);
+        values[i] = kBiased ? fmaf(row_scales[half], sum, bias[i]) : __fmul_rn(row_scales[half], sum);
+      }
+      if constexpr (Tile::kAdded) {
+        const uint4 before = residual_vector(residual + half * 8 * kTileRowBytes, group);
+        const std::uint32_t pairs[4] = {before.x, before.y, before.z, before.w};
+#pragma unroll
+        for (int i = 0; i < kVectorColumns; i += 2) {
+          values[i] = __fadd_rn(bits_as<float>(pairs[i / 2] << 16), values[i]);
+          values[i + 1] = __fadd_rn(bits_as<float>(pairs[i / 2] & 0xffff0000u), values[i + 1]);
+        }
+      }
+      if (kBiased || group < Tile::kStoredGroups) {
+        store_group(pack<__nv_bfloat16>(values), group, half, results);
+      } else {
+        hold(pack<__nv_bfloat16>(values), group, half, results);
       }
     }
   }
 
-  // kCoded: also raises the rows' largest magnitudes.
-  template <bool kCoded>
-  __device__ __forceinline__ void store_swiglu(const float (&sums)[Tile::kSums], const float (&row_scales)[2],
-                                               const bool (&live)[2], int row, int column) const {
-    __nv_bfloat16* const to = p_.y + row * p_.y_stride + column;
-    __nv_bfloat162 largest[2] = {bits_as<__nv_bfloat162>(0u), bits_as<__nv_bfloat162>(0u)};
+  // Of a row of 128 bytes as the copy engine's swizzle leaves it. The thread's rows are lane / 4 of groups of eight.
+  __device__ __forceinline__ uint4 residual_vector(std::uint32_t row, int group) const {
+    const std::uint32_t chunk = static_cast<std::uint32_t>((group % 2 * 4 + lane_ % 4) ^ (lane_ / 4));
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(row + chunk * 16));
+    return v;
+  }
+
+  template <bool kBiased>
+  __device__ __forceinline__ void make_pairs(const float (&sums)[Tile::kSums], const float (&row_scales)[2],
+                                             Results& results) const {
 #pragma unroll
     for (int group = 0; group < Tile::kGroups; ++group) {
-      if (column + group * kResultGroup >= p_.columns) break;
       const int first = first_column(group);
       float gate_scales[kVectorColumns];
       float up_scales[kVectorColumns];
-      float gate_bias[kVectorColumns];
-      float up_bias[kVectorColumns];
+      float gate_bias[kVectorColumns] = {};
+      float up_bias[kVectorColumns] = {};
       read_vector(scales_ + first, gate_scales);
       read_vector(scales_ + Tile::kColumns + first, up_scales);
-      read_vector(scales_ + Tile::kOutputs + first, gate_bias);
-      read_vector(scales_ + Tile::kOutputs + Tile::kColumns + first, up_bias);
+      if constexpr (kBiased) {
+        read_vector(scales_ + Tile::kOutputs + first, gate_bias);
+        read_vector(scales_ + Tile::kOutputs + Tile::kColumns + first, up_bias);
+      }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float values[kVectorColumns];
 #pragma unroll
         for (int i = 0; i < kVectorColumns; ++i) {
           const float* const pair = sums + group * 32 + i * 4 + half * 2;
-          const float gate = fmaf(row_scales[half], __fmul_rn(gate_scales[i], pair[0]), gate_bias[i]);
-          const float up = fmaf(row_scales[half], __fmul_rn(up_scales[i], pair[1]), up_bias[i]);
+          const float gate = __fmul_rn(gate_scales[i], pair[0]);
+          const float up = __fmul_rn(up_scales[i], pair[1]);
           // Both roundings in one instruction; the conversion of a single value is far slower.
-          const auto rounded = bits_as<std::uint32_t>(__floats2bfloat162_rn(gate, up));
-          values[i] = silu_product(bits_as<float>(rounded << 16), bits_as<float>(rounded & 0xffff0000u));
-        }
-        const uint4 vector = pack<__nv_bfloat16>(values);
-        if (live[half]) store_whole(to + half * 8 * p_.y_stride + first, vector);
-        if constexpr (kCoded) {
-          for (const std::uint32_t word : {vector.x, vector.y, vector.z, vector.w}) {
-            largest[half] = __hmax2_nan(largest[half], __habs2(bits_as<__nv_bfloat162>(word)));
-          }
+          results.words[(group * 2 + half) * kVectorColumns + i] = bits_as<std::uint32_t>(
+              kBiased ? __floats2bfloat162_rn(fmaf(row_scales[half], gate, gate_bias[i]),
+                                              fmaf(row_scales[half], up, up_bias[i]))
+                      : __floats2bfloat162_rn(__fmul_rn(row_scales[half], gate), __fmul_rn(row_scales[half], up)));
         }
       }
     }
-    if constexpr (kCoded) raise_largest(largest, live, row);
   }
 
-  // Even and odd columns' magnitudes of the thread's two rows. Bits of magnitudes are ordered as they are, NaN on top.
-  __device__ __forceinline__ void raise_largest(const __nv_bfloat162 (&largest)[2], const bool (&live)[2],
-                                                int row) const {
-    __nv_bfloat162 rows =
-        __hmax2_nan(__lows2bfloat162(largest[0], largest[1]), __highs2bfloat162(largest[0], largest[1]));
+  // A vector of y, of the words of a group and row.
+  __device__ __forceinline__ uint4 vector_of(int group, int half, const Results& results) const {
+    if constexpr (!Tile::kSwiglu) {
+      return held(group, half, results);
+    } else {
+      const std::uint32_t* const pairs = results.words + (group * 2 + half) * kVectorColumns;
+      float values[kVectorColumns];
+#pragma unroll
+      for (int i = 0; i < kVectorColumns; ++i) {
+        values[i] = silu_product(bits_as<float>(pairs[i] << 16), bits_as<float>(pairs[i] & 0xffff0000u));
+      }
+      return pack<__nv_bfloat16>(values);
+    }
+  }
+
+  // The part of the last tile that is finished in a step of the next one.
+  __device__ __forceinline__ void store(int step, Results& results) const {
+    __nv_bfloat162 largest[2] = {bits_as<__nv_bfloat162>(0u), bits_as<__nv_bfloat162>(0u)};
+#pragma unroll
+    for (int i = 0; i < Tile::kStepGroups; ++i) {
+      const int group = Tile::kStoredGroups + step * Tile::kStepGroups + i;
+      if (group >= Tile::kGroups) break;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint4 vector = vector_of(group, half, results);
+        store_group(vector, group, half, results);
+        for (const std::uint32_t word : {vector.x, vector.y, vector.z, vector.w}) {
+          largest[half] = __hmax2_nan(largest[half], __habs2(bits_as<__nv_bfloat162>(word)));
+        }
+      }
+    }
+    if constexpr (Tile::kSwiglu) {
+      if (p_.codes.progress == nullptr) return;
+      // Even and odd columns of the two rows.
+      const __nv_bfloat162 rows =
+          __hmax2_nan(__lows2bfloat162(largest[0], largest[1]), __highs2bfloat162(largest[0], largest[1]));
+      results.largest = step == 0 ? rows : __hmax2_nan(results.largest, rows);
+      if (step + 1 == Tile::kStoreSteps) raise_largest(results);
+    }
+  }
+
+  __device__ __forceinline__ void store_group(uint4 vector, int group, int half, const Results& results) const {
+    if (!results.live(half) || results.tile_column() + group * kResultGroup >= p_.columns) return;
+    __nv_bfloat16* const row = p_.y + (results.row + half * 8) * p_.y_stride;
+    store_whole(row + results.tile_column() + first_column(group), vector);
+  }
+
+  // Bits of magnitudes are ordered as they are, NaN on top.
+  __device__ __forceinline__ void raise_largest(const Results& results) const {
+    __nv_bfloat162 rows = results.largest;
     rows = __hmax2_nan(rows, __shfl_xor_sync(0xffffffffu, rows, 1));
     rows = __hmax2_nan(rows, __shfl_xor_sync(0xffffffffu, rows, 2));
     const auto bits = bits_as<std::uint32_t>(rows);
-    const bool second = lane_ % 4 == 1;  // two of a row's four lanes have something to do
-    if (lane_ % 4 < 2 && (second ? live[1] : live[0])) {
-      raise_shared_by_blocks(p_.codes.progress + DirectProgress(p_.rows).largest(row + (second ? 8 : 0)),
-                             second ? bits & 0xffff0000u : bits << 16);
+    const int half = lane_ % 4;  // two of a row's four lanes have something to do
+    if (half < 2 && results.live(half)) {
+      raise_shared_by_blocks(p_.codes.progress + DirectProgress(p_.rows).largest(results.row + half * 8),
+                             half == 1 ? bits & 0xffff0000u : bits << 16);
     }
   }
 
@@ -301,8 +400,7 @@ class DirectMultiplier {
   const DirectShared<Tile>& shared_;
   const int group_;
   const int lane_;
-  const int row_;        // of the tile's tokens; the thread's other one is 8 behind it
-  float* const scales_;  // of the tile's weights; behind them their biases
+  float* const scales_;  // of the tile's weights; behind them their biases, and the scales of the warp's rows
   const std::uint32_t empty_;
   const std::uint64_t tokens_;  // of the ring's first step
   const std::uint64_t weights_;

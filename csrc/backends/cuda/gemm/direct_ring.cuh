@@ -25,7 +25,8 @@ struct DirectParams {
   const float* weight_scales;     // [outputs], 16-byte aligned
   const float* token_scales;      // [rows]
   const float* bias;              // [outputs], 16-byte aligned, or null
-  const __nv_bfloat16* residual;  // [rows, columns] or null, 16-byte aligned rows; kValues
+  CUtensorMap residual_boxes;     // of the residual, 64 columns x kTokens; kAddedValues
+  const __nv_bfloat16* residual;  // [rows, columns] or null, 16-byte aligned rows; of the split kernel
   std::int64_t residual_stride;
   __nv_bfloat16* y;  // [rows, columns], 16-byte aligned rows
   std::int64_t y_stride;
@@ -40,6 +41,7 @@ template <int kOutputs_, int kCluster_, DirectResult kResult_>
 struct DirectTile {
   static constexpr DirectResult kResult = kResult_;
   static constexpr bool kSwiglu = kResult == DirectResult::kSwigluValues;
+  static constexpr bool kAdded = kResult == DirectResult::kAddedValues;
   static constexpr int kTokens = 128;
   static constexpr int kOutputs = kOutputs_;
   static constexpr int kColumns = kSwiglu ? kOutputs / 2 : kOutputs;  // of the result
@@ -55,30 +57,45 @@ struct DirectTile {
   static constexpr int kMultiplierWarps = kMultipliers / 32;
   static constexpr int kThreads = kMultipliers + kWarpgroupThreads;
   // Of a thread, together no more than the block has.
-  static constexpr int kMultiplierRegisters = kSwiglu ? 216 : 232;
-  static constexpr int kOtherRegisters = kSwiglu ? 72 : 40;
+  static constexpr int kMultiplierRegisters = kSwiglu ? 224 : 232;
+  static constexpr int kOtherRegisters = kSwiglu ? 56 : 40;
   static constexpr int kSums = kMmaRows * kOutputs / kWarpgroupThreads;  // of a thread
-  // Steps by which the first warpgroup begins before the second. With 4 steps in the ring a longer lead would leave a
-  // step too little time to be filled.
-  static constexpr int kLead = 2;
+  // A tile's results are finished in the first steps of the next one, so many groups in each.
+  static constexpr int kStoreSteps = 4;
+  static constexpr int kStoredGroups = kAdded && kGroups > 6 ? 1 : 0;  // at once: there are no registers for them
+  static constexpr int kStepGroups = (kGroups - kStoredGroups + kStoreSteps - 1) / kStoreSteps;
+  // The first warpgroup is as many steps ahead of the second, which has the tensor cores while the first one finishes.
+  static constexpr int kLead = 1;
 
-  // Shared memory: the ring, scales and biases of the tile's weights for every warp, barriers,
-  // words that say how far warps are.
+  // Shared memory: the ring; for every warp the scales and biases of the tile's weights and the scales of the warp's
+  // rows; barriers; where tiles are; words that say how far warps are.
   static constexpr int kTokenBytes = kTokens * kTileRowBytes;
   static constexpr int kWeightBytes = kOutputs * kTileRowBytes;
   static constexpr int kPartBytes = kPartRows * kTileRowBytes;
   static constexpr int kStepBytes = kTokenBytes + kWeightBytes;
-  static constexpr int kScaleBytes = 2 * kOutputs * 4;
+  static constexpr int kScaleBytes = 2 * kOutputs * 4 + 64;
+  static constexpr int kPanelBytes = kTokens * kTileRowBytes;  // of the residual: 64 columns
+  static constexpr int kAddedGroups = 4;                       // of the residual, in one step of the ring
+  static constexpr int kTileSlots = 8;                         // more than the tiles that the ring can hold steps of
   static constexpr int kAlignment = 1024;
   static constexpr int kMostSharedBytes = 227 * 1024;
-  static constexpr int kFixedBytes = kAlignment + kMultiplierWarps * kScaleBytes + (kMultiplierWarps + 1) * 4;
+  static constexpr int kFixedBytes =
+      kAlignment + kMultiplierWarps * kScaleBytes + kTileSlots * 12 + (kMultiplierWarps + 1) * 4;
   static constexpr int kSteps = (kMostSharedBytes - kFixedBytes) / (kStepBytes + 16);  // in the ring
   static constexpr int kSharedBytes = kFixedBytes + kSteps * (kStepBytes + 16);
 
   static_assert(kTokens == DirectProgress::kRows, "a count of stored tiles is of one block's rows");
   static_assert(kTokens == kWarpgroups * kMmaRows, "a warpgroup's tokens are the rows of one instruction");
   static_assert(kGroups % kCluster == 0 && kPartBytes % kAlignment == 0, "parts are whole groups of rows");
-  static_assert(kSteps >= 4 && kLead < kSteps && kSharedBytes <= kMostSharedBytes, "the ring must fit");
+  static_assert(2 * kPanelBytes <= kStepBytes && kGroups % 2 == 0, "two panels of the residual fit in a step");
+  static_assert(kSteps >= 4 && kSharedBytes <= kMostSharedBytes, "the ring must fit");
+};
+
+// A block's tile of y.
+struct DirectOrigin {
+  int row;
+  int column;
+  int live;  // rows from there on
 };
 
 template <class Tile>
@@ -87,6 +104,7 @@ struct DirectShared {
   float* scales;
   std::uint64_t* full;
   std::uint64_t* empty;
+  DirectOrigin* tiles;      // by how many are left with it
   std::uint32_t* stored;    // for codes: tiles that all multiplying warps have stored, but for the last ones
   std::uint32_t* finished;  // for codes: of each multiplying warp, 1 when it has stored all
 
@@ -96,12 +114,17 @@ struct DirectShared {
     scales = reinterpret_cast<float*>(ring + Tile::kSteps * Tile::kStepBytes);
     full = reinterpret_cast<std::uint64_t*>(scales + Tile::kMultiplierWarps * (Tile::kScaleBytes / 4));
     empty = full + Tile::kSteps;
-    stored = reinterpret_cast<std::uint32_t*>(empty + Tile::kSteps);
+    tiles = reinterpret_cast<DirectOrigin*>(empty + Tile::kSteps);
+    stored = reinterpret_cast<std::uint32_t*>(tiles + Tile::kTileSlots);
     finished = stored + 1;
   }
 
   __device__ __forceinline__ unsigned char* tokens(int step) const { return ring + step * Tile::kStepBytes; }
+  __device__ __forceinline__ unsigned char* residual(int step, int panel) const {
+    return tokens(step) + panel * Tile::kPanelBytes;
+  }
   __device__ __forceinline__ unsigned char* weights(int step) const { return tokens(step) + Tile::kTokenBytes; }
+  __device__ __forceinline__ DirectOrigin* tile(int left) const { return tiles + left % Tile::kTileSlots; }
   __device__ __forceinline__ float* warp_scales(int warp) const { return scales + warp * (Tile::kScaleBytes / 4); }
 };
 
@@ -137,6 +160,7 @@ class DirectWalk {
 
   // Behind wait_for_previous_kernel(): how many rows are alive.
   __device__ __forceinline__ void start(int live_rows) {
+    live_rows_ = live_rows;
     tiles_ = all(live_rows);
     index_ = cluster();
     if (valid()) place_ = tiles_.place(index_);
@@ -156,6 +180,9 @@ class DirectWalk {
   __device__ __forceinline__ int first_row() const {
     return place_.row_cluster * Tile::kClusterRows + static_cast<int>(blockIdx.x) % Tile::kCluster * Tile::kTokens;
   }
+  __device__ __forceinline__ DirectOrigin origin() const {
+    return {first_row(), place_.column * Tile::kColumns, live_rows_ - first_row()};
+  }
 
  private:
   __device__ __forceinline__ static int cluster() { return static_cast<int>(blockIdx.x) / Tile::kCluster; }
@@ -165,6 +192,7 @@ class DirectWalk {
   int guess_;
   int early_steps_;
   DirectTiles tiles_{0, Tile::kClusterRows, 1};
+  int live_rows_ = 0;
   int index_ = 0;
   DirectTiles::Place place_{0, 0};
 };
@@ -197,7 +225,10 @@ template <class Tile>
 class DirectProducer {
  public:
   __device__ __forceinline__ DirectProducer(const DirectParams& p, const DirectShared<Tile>& shared)
-      : p_(p), shared_(shared), rank_(rank_in_cluster()), steps_to_stored_(p.depth_steps + Tile::kSteps + 1) {}
+      : p_(p),
+        shared_(shared),
+        rank_(rank_in_cluster()),
+        steps_to_stored_(p.depth_steps + Tile::kStoreSteps + Tile::kSteps) {}
 
   __device__ __forceinline__ void run() {
     DirectWalk<Tile> walk(p_);
@@ -208,17 +239,21 @@ class DirectProducer {
     if (!walk.guessed_right()) {
       for (; begun > 0; --begun) bring_tokens(0, 0);
     }
-    for (; walk.valid(); walk.next()) {
+    const int tiles = walk.left();
+    for (int left = tiles; left > 0; --left, walk.next()) {
       for (int k = 0; k < p_.depth_steps; ++k) {
         if (begun > 0) {
           --begun;
         } else {
           wait_barrier(shared_.empty + place_.step, place_.parity ^ 1);
+          // The multipliers see it with the step. Those of the first tile have worked it out.
+          if (k == 0 && left < tiles) *shared_.tile(left) = walk.origin();
           begin_step(place_.step, k, walk.tile_column());
         }
         bring_tokens(k, walk.first_row());
         if constexpr (Tile::kSwiglu) count_step();
       }
+      if constexpr (Tile::kAdded) bring_residual(walk.origin());
     }
     // The other blocks arrive here as long as they multiply: this block must not end before.
     for (int i = 0; i < Tile::kSteps; ++i) {
@@ -240,8 +275,23 @@ class DirectProducer {
     place_.advance();
   }
 
-  // A multiplying warp releases its first step of a tile when it has stored the one before; that place in the ring has
-  // been waited for once it is filled again.
+  __device__ __forceinline__ void bring_residual(const DirectOrigin& tile) {
+    constexpr int kPanelColumns = 2 * kResultGroup;
+    for (int group = 0; group < Tile::kGroups; group += Tile::kAddedGroups) {
+      wait_barrier(shared_.empty + place_.step, place_.parity ^ 1);
+      const int panels = (group + Tile::kAddedGroups <= Tile::kGroups ? Tile::kAddedGroups : Tile::kGroups - group) / 2;
+      std::uint64_t* const full = shared_.full + place_.step;
+      arrive_expecting(full, panels * Tile::kPanelBytes);
+      for (int panel = 0; panel < panels; ++panel) {
+        copy_box(&p_.residual_boxes, full, shared_.residual(place_.step, panel),
+                 tile.column + (group / 2 + panel) * kPanelColumns, tile.row);
+      }
+      place_.advance();
+    }
+  }
+
+  // A multiplying warp releases step kStoreSteps of a tile, or the last one of fewer, when it has stored the tile
+  // before; that place in the ring has been waited for once it is filled again.
   __device__ __forceinline__ void count_step() {
     if (--steps_to_stored_ > 0) return;
     steps_to_stored_ = p_.depth_steps;

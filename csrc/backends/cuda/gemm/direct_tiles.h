@@ -8,6 +8,7 @@ namespace onerec::cuda::kernels {
 
 enum class DirectResult {
   kValues,        // y
+  kAddedValues,   // y, added to a residual
   kSwigluValues,  // silu(gate) * up: gates and ups are a weight's halves
 };
 
@@ -67,7 +68,7 @@ class DirectProgress {
 // The matrix instruction gives a thread with lane % 4 = q the columns 8i + 2q and 8i + 2q + 1. For 8 neighbouring
 // columns of the result per thread, the copy engine brings the rows of W in another order: as boxes of a tensor with
 // the dimensions (b, q, i, group) besides K, whose strides are these. Column 8i + 2q + b of a group is
-//   kValues: row 8q + 2i + b of the group's 32;
+//   kValues and kAddedValues: row 8q + 2i + b of the group's 32;
 //   kSwigluValues: the gate (b = 0) or the up (b = 1) of hidden column 8q + i of the group's 32.
 struct WeightBoxes {
   std::int64_t extents[4];

@@ -45,7 +45,6 @@ inline constexpr GemmConfig kGemmConfigs[] = {
     {GemmTypes::kBf16ToF32, 64, 64, 128, 1, GemmSchedule::kPingpong},
     {GemmTypes::kBf16ToF32, 128, 128, 128, 2, GemmSchedule::kPingpong},
     {GemmTypes::kFp8ToBf16, 128, 256, 128, 2, GemmSchedule::kDirect},
-    {GemmTypes::kFp8ToBf16, 128, 256, 128, 4, GemmSchedule::kDirect},
     {GemmTypes::kFp8ToBf16, 128, 192, 128, 2, GemmSchedule::kDirect},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kDirect},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 4, GemmSchedule::kDirect},
@@ -63,7 +62,6 @@ inline constexpr int kGemmConfigCount = sizeof(kGemmConfigs) / sizeof(kGemmConfi
 // towards swiglu_gemm().
 inline constexpr GemmConfig kSwigluConfigs[] = {
     {GemmTypes::kFp8ToBf16, 128, 256, 128, 2, GemmSchedule::kDirect},
-    {GemmTypes::kFp8ToBf16, 128, 256, 128, 4, GemmSchedule::kDirect},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kDirect},
 };
 inline constexpr int kSwigluConfigCount = sizeof(kSwigluConfigs) / sizeof(kSwigluConfigs[0]);
