@@ -1,18 +1,20 @@
 // gemm.h over oneDNN's matmul.
 //
-// A oneDNN primitive has a fixed number of rows. A Gemm keeps one per row count of kRowCounts and cuts what it is given
-// into these, largest first: 1000 rows are 3 x 256 + 128 + 64 + 32 + 8. Primitives depend on the shape only, so all
-// layers share them, through a cache.
+// A oneDNN primitive has a fixed number of rows. A Gemm keeps one for each of some row counts and cuts what it is given
+// into these, largest first: 1000 rows are 3 x 256 + 128 + 64 + 32 + 8. Rows that are fewer than the least of them are
+// filled up with zeros. Primitives depend on the shape only, so all layers share them, through a cache.
 #include "backends/cpu/gemm.h"
 
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <ranges>
 #include <span>
 #include <tuple>
 
 #include "backends/cpu/gemm_onednn_kernel.h"
 #include "core/arena.h"
+#include "core/error.h"
 
 namespace onerec::cpu {
 namespace {
@@ -22,10 +24,10 @@ using onednn::cpu_engine;
 using onednn::Kernel;
 using onednn::type_of;
 
-// Descending.
+// Ascending.
 using RowCounts = std::span<const std::int64_t>;
-constexpr std::array<std::int64_t, 13> kAnyRows = {256, 128, 64, 32, 16, 8, 7, 6, 5, 4, 3, 2, 1};
-constexpr std::array<std::int64_t, 6> kSixRows = {192, 96, 48, 24, 12, 6};
+constexpr std::array<std::int64_t, 13> kAnyRows = {1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 128, 256};
+constexpr std::array<std::int64_t, 6> kSixRows = {6, 12, 24, 48, 96, 192};
 
 // Columns of a panel: enough to keep a kernel busy, few enough to share a product of few rows among threads.
 constexpr std::int64_t kPanelWidth = 256;
@@ -110,17 +112,14 @@ class OneDnnGemm final : public Gemm {
  public:
   OneDnnGemm(const OneDnnMatrix& weight, std::int64_t max_rows, int threads)
       : weight_(weight), row_bytes_(static_cast<std::size_t>(weight.k) * size_of(weight.dtype)) {
-    const bool any = cached_kernel(weight.dtype, kTypicalRows, weight.panel_width, weight.k, weight.layout(0))
-                         ->name()
-                         .starts_with("brg");
-    counts_ = any ? RowCounts(kAnyRows) : RowCounts(kSixRows);
     const std::int64_t last = weight.panels - 1;
-    make_kernels(wide_, 0, max_rows, threads);
-    if (weight.width_of(last) != weight.panel_width) make_kernels(narrow_, last, max_rows, threads);
-    if (smallest() > 1) {
-      filled_bytes_ = align_up(static_cast<std::size_t>(smallest()) * row_bytes_);
-      scratch_bytes_ +=
-          filled_bytes_ + align_up(static_cast<std::size_t>(smallest() * weight.panel_width) * sizeof(float));
+    wide_ = make_kernels(0, max_rows, threads);
+    if (weight.width_of(last) != weight.panel_width) narrow_ = make_kernels(last, max_rows, threads);
+    const std::int64_t smallest = std::max(wide_.front().rows, narrow_.empty() ? 1 : narrow_.front().rows);
+    if (smallest > 1) {
+      filled_bytes_ = align_up(static_cast<std::size_t>(smallest) * row_bytes_);
+      filled_sums_bytes_ = align_up(static_cast<std::size_t>(smallest * weight.panel_width) * sizeof(float));
+      scratch_bytes_ += filled_bytes_ + filled_sums_bytes_;
     }
   }
 
@@ -132,58 +131,69 @@ class OneDnnGemm final : public Gemm {
     const Kernels& kernels = width == weight_.panel_width ? wide_ : narrow_;
     const memory& b = weight_.panel_memory(matrix, panel);
     const auto* a_row = static_cast<const std::byte*>(a);
-    for (std::size_t i = 0; i < kernels.size(); ++i) {
-      for (; rows >= counts_[i] && kernels[i] != nullptr; rows -= counts_[i]) {
-        if (!kernels[i]->run(b, a_row, sums, scratch)) return false;
-        a_row += static_cast<std::size_t>(counts_[i]) * row_bytes_;
-        sums += counts_[i] * width;
+    for (const auto& [count, kernel] : std::views::reverse(kernels)) {
+      for (; rows >= count; rows -= count) {
+        if (!kernel->run(b, a_row, sums, scratch)) return false;
+        a_row += static_cast<std::size_t>(count) * row_bytes_;
+        sums += count * width;
       }
     }
     if (rows == 0) return true;
 
+    const auto& [smallest, kernel] = kernels.front();
     auto* const filled = static_cast<std::byte*>(scratch);
     auto* const filled_sums = reinterpret_cast<float*>(filled + filled_bytes_);
     const std::size_t used = static_cast<std::size_t>(rows) * row_bytes_;
     std::memcpy(filled, a_row, used);
-    std::memset(filled + used, 0, filled_bytes_ - used);
+    std::memset(filled + used, 0, static_cast<std::size_t>(smallest) * row_bytes_ - used);
     // Behind both, at the next aligned address.
-    const std::size_t sums_bytes = align_up(static_cast<std::size_t>(smallest() * weight_.panel_width) * sizeof(float));
-    std::byte* const kernel_scratch = filled + filled_bytes_ + sums_bytes;
-    if (!kernels.back()->run(b, filled, filled_sums, kernel_scratch)) return false;
+    std::byte* const kernel_scratch = filled + filled_bytes_ + filled_sums_bytes_;
+    if (!kernel->run(b, filled, filled_sums, kernel_scratch)) return false;
     std::memcpy(sums, filled_sums, static_cast<std::size_t>(rows * width) * sizeof(float));
     return true;
   }
 
   std::string kernel_name(std::int64_t rows) const override {
-    for (std::size_t i = 0; i < wide_.size(); ++i) {
-      if (wide_[i] != nullptr && (counts_[i] <= rows || counts_[i] == smallest())) return wide_[i]->name();
+    for (const auto& [count, kernel] : std::views::reverse(wide_)) {
+      if (count <= rows) return kernel->name();
     }
-    return "";
+    return wide_.front().kernel->name();
   }
 
  private:
-  using Kernels = std::vector<std::shared_ptr<Kernel>>;  // one per row count; null where that is above the most rows
+  struct RowsKernel {
+    std::int64_t rows;
+    std::shared_ptr<Kernel> kernel;
+  };
+  using Kernels = std::vector<RowsKernel>;  // ascending; none above the most rows, save the first
 
-  std::int64_t smallest() const { return counts_.back(); }
-
-  void make_kernels(Kernels& kernels, std::int64_t panel, std::int64_t max_rows, int threads) {
-    const std::int64_t width = weight_.width_of(panel);
-    for (const std::int64_t rows : counts_) {
-      kernels.emplace_back();
-      if (rows > max_rows && rows != smallest()) continue;
-      kernels.back() = cached_kernel(weight_.dtype, rows, width, weight_.k, weight_.layout(panel));
-      kernels.back()->reserve(threads);
-      scratch_bytes_ = std::max(scratch_bytes_, align_up(kernels.back()->scratch_bytes()));
+  // All of one implementation, that of the typical row count: another rounds a row's sums otherwise. On a processor
+  // with matrix tiles oneDNN 3.2 as a rule does without them for BF16 where rows x k is 248 or less.
+  Kernels make_kernels(std::int64_t panel, std::int64_t max_rows, int threads) {
+    const auto kernel_for = [&](std::int64_t rows) {
+      return cached_kernel(weight_.dtype, rows, weight_.width_of(panel), weight_.k, weight_.layout(panel));
+    };
+    const std::string name = kernel_for(kTypicalRows)->name();
+    Kernels kernels;
+    for (const std::int64_t rows : name.starts_with("brg") ? RowCounts(kAnyRows) : RowCounts(kSixRows)) {
+      if (rows > max_rows && !kernels.empty()) break;
+      std::shared_ptr<Kernel> kernel = kernel_for(rows);
+      if (kernel->name() != name) continue;
+      kernel->reserve(threads);
+      scratch_bytes_ = std::max(scratch_bytes_, align_up(kernel->scratch_bytes()));
+      kernels.push_back({rows, std::move(kernel)});
     }
+    ensure(!kernels.empty(), "the matrix library has '", name, "' for ", kTypicalRows, " rows only");
+    return kernels;
   }
 
   const OneDnnMatrix& weight_;
   std::size_t row_bytes_;
-  RowCounts counts_;
   Kernels wide_;    // of the panels of full width
   Kernels narrow_;  // of the last panel, if it is narrower
   std::size_t scratch_bytes_ = 0;
-  std::size_t filled_bytes_ = 0;  // of rows filled up with zeros
+  std::size_t filled_bytes_ = 0;       // of rows filled up with zeros
+  std::size_t filled_sums_bytes_ = 0;  // of their sums
 };
 
 // BF16 pays where the processor has matrix tiles, or multiplies BF16 pairs at least as fast as it multiplies FP32.
