@@ -31,8 +31,11 @@ std::vector<std::int32_t> mixed_counts(std::int32_t tokens) { return {0, 2 * tok
 
 std::vector<std::int32_t> few_counts(std::int32_t tokens) { return {0, 2 * tokens, 3, 0, tokens - 1}; }
 
-void check_linear(const GroupedKernel& kernel, std::int64_t inputs, std::int64_t outputs,
+// `least_outputs`, or the next number of them that the kernel takes.
+void check_linear(const GroupedKernel& kernel, std::int64_t inputs, std::int64_t least_outputs,
                   const std::vector<std::int32_t>& counts) {
+  const std::int64_t multiple = kernel.output_multiple;
+  const std::int64_t outputs = (least_outputs + multiple - 1) / multiple * multiple;
   const bool dense = kernel.format == WeightFormat::kDense;
   const DType dtype = dense ? DType::kBF16 : DType::kE4M3;
   const auto tokens = static_cast<std::int32_t>(kernel.tokens);

@@ -139,6 +139,43 @@ TEST(SelfAttention, QuantisesTheRoundedOutput) {
   }
 }
 
+// A GPU has another kernel for many rows: each has the bits that it has among few, also its codes.
+TEST(SelfAttention, ManyRows) {
+  Random random(25);
+  Runner runner;
+  const std::int64_t rows = test_device() == TestDevice::kCuda ? 3000 : 60;
+  const std::int64_t few = test_device() == TestDevice::kCuda ? 300 : 40;
+  for (const int step : {1, 2, 3}) {
+    for (const auto& [heads, kv_heads, head_dim] :
+         {std::tuple{14, 14, 128}, {11, 11, 128}, {10, 10, 64}, {6, 2, 64}, {16, 4, 128}, {3, 3, 48}, {20, 20, 128}}) {
+      const std::int64_t live = rows - 7;
+      Problem x(random, DType::kBF16, step, heads, kv_heads, head_dim, rows, live, 8);
+      SelfAttentionParams params = x.params();
+      runner.run([&](OpContext& context) { self_attention(context, params); }, {&x.out});
+      for (std::int64_t r = live; r < rows; ++r) {
+        for (const unsigned char byte : x.out.row_bytes(r)) ASSERT_EQ(byte, kPoison);
+      }
+      TestMatrix out(DType::kBF16, few, heads * head_dim, 8);
+      params.out = out.view();
+      params.rows = {few, nullptr};
+      runner.run_once([&](OpContext& context) { self_attention(context, params); });
+      TestOperand want(ScaleKind::kPerRow, few, heads * head_dim, 8);
+      TestOperand got(ScaleKind::kPerRow, rows, heads * head_dim, 8);
+      params.out = {};
+      params.quantized = want.view();
+      runner.run_once([&](OpContext& context) { self_attention(context, params); });
+      params.quantized = got.view();
+      params.rows = x.params().rows;
+      runner.run([&](OpContext& context) { self_attention(context, params); }, {&got.codes, &got.scales});
+      for (std::int64_t r = 0; r < few; ++r) {
+        ASSERT_TRUE(x.out.row_bytes(r) == out.row_bytes(r)) << r << ", " << heads << " heads of " << head_dim;
+        ASSERT_TRUE(got.codes.row_bytes(r) == want.codes.row_bytes(r)) << r;
+        ASSERT_EQ(got.scale(r, 0), want.scale(r, 0)) << r;
+      }
+    }
+  }
+}
+
 TEST(SelfAttention, DoesNotDependOnThreads) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     Random random(22);

@@ -11,20 +11,23 @@ namespace {
 constexpr const char* kName = "quantize";
 constexpr int kPerThread = 2;  // vectors, of rows of usual widths
 
-RowPlan plan_of(const QuantizeParams& p) {
+RowPlan plan_of(const QuantizeParams& p, int multiprocessors) {
   const std::int64_t elements = vector_elements(p.x.dtype);
   const bool fits =
       p.x.cols % elements == 0 && rows_aligned(p.x, elements) && rows_aligned(p.quantized.values, elements);
   if (!fits) return {};
   const std::int64_t vectors = p.x.cols / elements;
-  if (p.quantized.scale_kind == ScaleKind::kPerRow) return plan_whole_rows(vectors, kPerThread);
+  if (p.quantized.scale_kind == ScaleKind::kPerRow) {
+    return p.x.dtype == DType::kBF16 ? plan_many_rows(vectors, p.rows, multiprocessors)
+                                     : plan_whole_rows(vectors, kPerThread);
+  }
   const RowPlan plan = plan_split_rows(vectors, kPerThread);
   return countable(p.rows.capacity, plan.parts) ? plan : RowPlan{};
 }
 
 template <class T>
 void launch_quantize(Stream& stream, const QuantizeParams& p, int multiprocessors) {
-  const RowPlan plan = plan_of(p);
+  const RowPlan plan = plan_of(p, multiprocessors);
   const kernels::QuantizeArguments arguments{.rows = row_parts(plan, p.rows, p.x.cols / kernels::kVector<T>),
                                              .cols = p.x.cols,
                                              .x = p.x.data,
@@ -32,9 +35,13 @@ void launch_quantize(Stream& stream, const QuantizeParams& p, int multiprocessor
                                              .quantized = code_rows(p.quantized)};
   const LaunchShape shape = row_shape(plan, p.rows, multiprocessors);
   if (plan.threads == 0) return launch(stream, kName, kernels::quantize_plain_kernel<T>, shape, arguments);
-  with_team<kernels::BlockTeam<kWholeRowThreads>, kPerThread, 2 * kPerThread>(plan, [&](auto team, auto vectors) {
-    launch(stream, kName, kernels::quantize_kernel<T, decltype(team), vectors.value>, shape, arguments);
-  });
+  const auto launch_with = [&](auto team, auto vectors_of_thread) {
+    launch(stream, kName, kernels::quantize_kernel<T, decltype(team), vectors_of_thread.value>, shape, arguments);
+  };
+  if constexpr (std::is_same_v<T, kernels::bf16>) {
+    if (is_warp_row(plan)) return with_warp_team(plan, launch_with);
+  }
+  with_team<kernels::BlockTeam<kWholeRowThreads>, kPerThread, 2 * kPerThread>(plan, launch_with);
 }
 
 }  // namespace

@@ -15,10 +15,13 @@ namespace onerec::cuda {
 struct RowPlan {
   std::uint32_t threads = 0;    // of a block; 0: no team can hold a row, the plain kernel takes it
   int lanes = 0;                // of a team within a warp: 8, 16 or 32; 0: a team is a block
-  std::int64_t per_thread = 1;  // vectors
+  std::int64_t per_thread = 1;  // vectors; more than 1 in 32 lanes: WarpTeam
   std::int64_t parts = 1;
   std::int64_t part_vectors = 0;
 };
+
+// Whether rows are WarpTeams'.
+constexpr bool is_warp_row(const RowPlan& plan) { return plan.lanes == kernels::kWarp && plan.per_thread > 1; }
 
 // Rows of `vectors` that stay in one team. A thread of a block holds `per_thread` vectors, or twice as many where the
 // block would have more than kWholeRowThreads; one of a smaller team holds one. Depends on the width alone: a row has
@@ -33,6 +36,19 @@ inline RowPlan plan_whole_rows(std::int64_t vectors, std::int64_t per_thread) {
   const std::int64_t threads = (vectors + per_thread - 1) / per_thread;
   return {.threads = static_cast<std::uint32_t>((threads + 31) / 32 * 32),
           .per_thread = per_thread,
+          .part_vectors = vectors};
+}
+
+// The same, with rows of up to kWarpVectors of BF16 in a warp each where there are enough of them for all warps: fewer
+// take less time in blocks. Sums of rows have the bits of plan_whole_rows() with two vectors per thread either way.
+inline constexpr std::int64_t kWarpVectors = 8 * kernels::kWarp;
+inline RowPlan plan_many_rows(std::int64_t vectors, const Extent& rows, int multiprocessors) {
+  constexpr std::int64_t kWarps = kernels::WarpTeam::kMaxThreads / kernels::kWarp * kernels::WarpTeam::kResidentBlocks;
+  const RowPlan plan = plan_whole_rows(vectors, 2);
+  if (plan.lanes > 0 || vectors > kWarpVectors || rows.capacity < kWarps * multiprocessors) return plan;
+  return {.threads = kernels::WarpTeam::kMaxThreads,
+          .lanes = kernels::kWarp,
+          .per_thread = (vectors + kernels::kWarp - 1) / kernels::kWarp,
           .part_vectors = vectors};
 }
 
@@ -60,7 +76,9 @@ inline LaunchShape row_shape(const RowPlan& plan, const Extent& rows, int multip
   const std::uint32_t threads = plan.threads == 0 ? 256 : plan.threads;
   const std::int64_t teams = plan.lanes == 0 ? 1 : threads / static_cast<std::uint32_t>(plan.lanes);
   const std::int64_t blocks = (rows.capacity * plan.parts + teams - 1) / teams;
-  const std::int64_t most = static_cast<std::int64_t>(kernels::kResidentThreads / threads) * multiprocessors;
+  const int resident = is_warp_row(plan) ? kernels::WarpTeam::kResidentBlocks * kernels::WarpTeam::kMaxThreads
+                                         : kernels::kResidentThreads;
+  const std::int64_t most = static_cast<std::int64_t>(resident / threads) * multiprocessors;
   return {static_cast<std::uint32_t>(std::min(blocks, most)), threads};
 }
 
@@ -78,6 +96,16 @@ void with_team(const RowPlan& plan, const F& f) {
       return f(kernels::LaneTeam<32>{}, kOne);
     default:
       ((plan.per_thread == kPerThread ? f(WholeBlock{}, std::integral_constant<int, kPerThread>{}) : void()), ...);
+  }
+}
+
+// Calls f(kernels::WarpTeam{}, vectors per lane) for a plan of plan_many_rows() that has such a team, which is
+// asked for nothing else.
+template <int kVectors = 2, class F>
+void with_warp_team(const RowPlan& plan, const F& f) {
+  if constexpr (kVectors * kernels::kWarp <= kWarpVectors) {
+    if (plan.per_thread == kVectors) return f(kernels::WarpTeam{}, std::integral_constant<int, kVectors>{});
+    with_warp_team<kVectors + 1>(plan, f);
   }
 }
 

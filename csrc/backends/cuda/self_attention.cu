@@ -27,6 +27,15 @@ struct HeadPlan {
   std::int64_t shared_bytes = 0;
 };
 
+// Whether a warp may take a row, and there are enough rows to keep all of them busy.
+template <class T>
+bool takes_warps(const HeadPlan& plan, const kernels::SelfAttentionArguments& p, int multiprocessors) {
+  constexpr int kWarps = kernels::kAttentionWarpThreads / kernels::kWarp * kernels::kAttentionWarpBlocks;
+  return std::is_same_v<T, kernels::bf16> && (plan.lanes == 8 || plan.lanes == 16) &&
+         p.head_dim == plan.lanes * kernels::kVector<T> && (p.keys == 2 || p.keys == 3) &&
+         p.heads * plan.lanes <= kWarp * kernels::kAttentionWarpVectors && p.rows >= kWarps * multiprocessors;
+}
+
 // Depends on the kind of output only where rows of one are not aligned: codes are then those of the stored values, to
 // the bit.
 HeadPlan plan_of(const SelfAttentionParams& p) {
@@ -56,9 +65,24 @@ void launch_lanes(Stream& stream, const LaunchShape& shape, const kernels::SelfA
   }
 }
 
+void launch_warps(Stream& stream, const HeadPlan& plan, const kernels::SelfAttentionArguments& arguments,
+                  int multiprocessors) {
+  using kernels::bf16;
+  const LaunchShape shape = {static_cast<std::uint32_t>(kernels::kAttentionWarpBlocks * multiprocessors),
+                             kernels::kAttentionWarpThreads};
+  const auto kernel = plan.lanes == 8 ? (arguments.keys == 2 ? kernels::self_attention_warp_kernel<bf16, 8, 2>
+                                                             : kernels::self_attention_warp_kernel<bf16, 8, 3>)
+                                      : (arguments.keys == 2 ? kernels::self_attention_warp_kernel<bf16, 16, 2>
+                                                             : kernels::self_attention_warp_kernel<bf16, 16, 3>);
+  launch(stream, kName, kernel, shape, arguments);
+}
+
 template <class T>
 void attend(Stream& stream, const HeadPlan& plan, const kernels::SelfAttentionArguments& arguments,
             int multiprocessors) {
+  if (takes_warps<T>(plan, arguments, multiprocessors)) {
+    return launch_warps(stream, plan, arguments, multiprocessors);
+  }
   // A block for every row, but no more than the device holds at a time.
   const std::int64_t resident = kernels::resident_attention_blocks<T>(arguments.keys) * kernels::kSelfAttentionThreads;
   const std::int64_t blocks =

@@ -4,6 +4,7 @@
 #if defined(ONEREC_TEST_CUDA)
 #include <span>
 
+#include "backends/cuda/gemm/direct_tiles.h"
 #include "backends/cuda/gemm/grouped_gemm.h"
 #include "backends/cuda/gemm/grouped_select.h"
 #endif
@@ -17,7 +18,9 @@ std::vector<GroupedKernel> kernels_of(std::span<const cuda::GroupedConfig> confi
   std::vector<GroupedKernel> kernels;
   if (test_device() != TestDevice::kCuda) return kernels;
   for (std::size_t i = 0; i < configs.size(); ++i) {
-    kernels.push_back({configs[i].name, static_cast<int>(i), configs[i].format, configs[i].tokens});
+    const bool ordered = configs[i].layout == cuda::GroupedLayout::kTokenRows;
+    kernels.push_back({configs[i].name, static_cast<int>(i), configs[i].format, configs[i].tokens,
+                       ordered ? cuda::kernels::kResultGroup : 8});
   }
   return kernels;
 }

@@ -13,7 +13,8 @@ struct GroupedKernel {
   std::string name;
   int config;
   WeightFormat format;
-  std::int64_t tokens;  // what an alignment must be a multiple of
+  std::int64_t tokens;           // what an alignment must be a multiple of
+  std::int64_t output_multiple;  // what the weights' outputs must be
 };
 
 std::vector<GroupedKernel> grouped_linear_kernels();

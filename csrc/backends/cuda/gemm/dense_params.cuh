@@ -1,9 +1,6 @@
 // What a call is to the dense FP8 kernels of our own, direct and split.
 #pragma once
 
-#include <algorithm>
-#include <iterator>
-
 #include "backends/cuda/gemm/dense_instances.h"
 #include "backends/cuda/gemm/direct_ring.cuh"
 #include "backends/cuda/gemm/tensor_map.h"
@@ -14,11 +11,8 @@ namespace onerec::cuda {
 // codes.
 inline kernels::DirectParams dense_params(const char* op, const DenseGemmCall& call, const kernels::WeightBoxes& boxes,
                                           int tokens) {
-  RowArray weights{.data = call.weights, .columns = call.inputs};
-  std::copy(std::begin(boxes.extents), std::end(boxes.extents), weights.extents);
-  std::copy(std::begin(boxes.strides), std::end(boxes.strides), weights.strides);
   kernels::DirectParams params{};
-  params.weights = make_tensor_map(op, weights, boxes.box);
+  params.weights = make_tensor_map(op, call.weights, call.inputs, boxes);
   params.tokens = make_tensor_map(
       op,
       {.data = call.x, .dtype = DType::kE4M3, .columns = call.inputs, .rows = call.rows, .row_stride = call.x_stride},

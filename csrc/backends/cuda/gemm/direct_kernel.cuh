@@ -6,7 +6,10 @@
 //   each brings a part to all of them.
 // * Results: stored from registers, 16 bytes per thread and 64 of a row at a time, since the copy engine brings the
 //   weights in the order in which this comes out (direct_tiles.h). No shared memory, and no barrier between the
-//   warpgroups: the second one begins some steps behind the first, and has the tensor cores while that one stores.
+//   warpgroups.
+// * The end of a tile, where the tensor cores have nothing to do: sums are scaled and rounded, no more. Storing them,
+//   and SwiGLU, wait until the next tile's products are under way; a residual comes through the ring as one more step of
+//   the tile; where the next tile is the loading thread has worked out. The second warpgroup is a step behind the first.
 // * Codes of the result, where they are asked for: made while later tiles are multiplied (direct_codes.cuh).
 // * The start: the first weights are brought before the previous kernel has ended.
 #pragma once

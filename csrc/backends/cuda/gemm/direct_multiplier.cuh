@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backends/cuda/gemm/direct_ring.cuh"
+#include "backends/cuda/gemm/product_swiglu.cuh"
 #include "backends/cuda/gemm/shared_words.cuh"
 #include "backends/cuda/kernels/numeric.cuh"
 
@@ -15,14 +16,6 @@ template <>
 struct DirectAtom<192> : gmma::MMA_64x192x32_F32E4M3E4M3_SS_TN<> {};
 template <>
 struct DirectAtom<256> : gmma::MMA_64x256x32_F32E4M3E4M3_SS_TN<> {};
-
-// silu(gate) * up, within 2^-16 of its size; 0 for gates below -87.
-__device__ __forceinline__ float silu_product(float gate, float up) {
-  constexpr float kLog2E = 1.44269504f;
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(gate * -kLog2E));
-  return gate * approximate_inverse(1.0f + power) * up;
-}
 
 // Copies kBytes to shared memory, or zeros if `present` is not set. wait_copies() waits for this thread's.
 template <int kBytes>
@@ -73,10 +66,10 @@ class DirectMultiplier {
       release(last_step_);
       wait_copies();
       __syncwarp();
-      if (p_.bias == nullptr) {
-        make<false>(sums, results);
-      } else {
+      if (biased(left)) {
         make<true>(sums, results);
+      } else {
+        make<false>(sums, results);
       }
     }
 #pragma unroll
@@ -131,9 +124,14 @@ class DirectMultiplier {
     }
   }
 
+  // Whether a bias, if only of zeros, is added to a tile, whose values are then stored at once: there is nothing behind
+  // the last tile that could hide it.
+  __device__ __forceinline__ bool biased(int left) const { return p_.bias != nullptr || (!Tile::kSwiglu && left == 1); }
+
   // Scales of the tile's weights and biases, gates first, and of the warp's rows; they arrive while it is multiplied.
-  __device__ __forceinline__ void bring_scales(const DirectOrigin& tile) const {
+  __device__ __forceinline__ void bring_scales(int left) const {
     __syncwarp();  // the last tile's have been read
+    const DirectOrigin& tile = *shared_.tile(left);
     const int column = tile.column;
 #pragma unroll
     for (int i = 0; i < Tile::kOutputs; i += kLanes * 4) {
@@ -143,7 +141,10 @@ class DirectMultiplier {
       const bool present = column + in_half < p_.columns;
       const int output = present ? (at < Tile::kColumns ? 0 : p_.columns) + column + in_half : 0;
       copy_to_shared<16>(scales_ + at, p_.weight_scales + output, present);
-      if (p_.bias != nullptr) copy_to_shared<16>(scales_ + Tile::kOutputs + at, p_.bias + output, present);
+      if (biased(left)) {
+        const bool there = present && p_.bias != nullptr;
+        copy_to_shared<16>(scales_ + Tile::kOutputs + at, there ? p_.bias + output : p_.weight_scales, there);
+      }
     }
     if (lane_ < kWarpRows) {
       const int row = static_cast<int>(threadIdx.x) / kLanes * kWarpRows + lane_;
@@ -159,12 +160,12 @@ class DirectMultiplier {
 
   // Leaves the last step's products under way, and finishes the tile before. The second warpgroup begins when the first
   // one has begun its very first steps.
-  __device__ __forceinline__ void multiply(int tile, float (&sums)[Tile::kSums], Results& results) {
+  __device__ __forceinline__ void multiply(int left, float (&sums)[Tile::kSums], Results& results) {
     pin_registers(sums);
 #pragma unroll
     for (int k = 0; k < Tile::kStoreSteps; ++k) {
       if (k < p_.depth_steps) start_step(k == 0, sums);
-      if (k == 0) bring_scales(*shared_.tile(tile));
+      if (k == 0) bring_scales(left);
       if (k == Tile::kLead && group_ == 0 && results.row == Results::kNone) {
         pass_threads(kLeadBarrier, Tile::kMultipliers);
       }
@@ -255,7 +256,7 @@ class DirectMultiplier {
         make_group<kBiased>(group, 0, sums, row_scales, results);
       }
     }
-    // A bias takes registers that the results would need: they have been stored.
+    // With a bias there are no registers for results that wait: they have been stored.
     if (kBiased && !Tile::kSwiglu) results.column = results.tile_column();
   }
 

@@ -201,18 +201,6 @@ __device__ __forceinline__ int live_rows_of(const DirectParams& p) {
   return p.live_rows == nullptr ? p.rows : *p.live_rows;
 }
 
-// A box at (column, 0, 0, 0, group) of a map with five dimensions, to the same place of every block in `blocks`; the
-// bytes count at the same barrier of each.
-__device__ __forceinline__ void copy_groups(const CUtensorMap* map, std::uint64_t* barrier, void* shared, int column,
-                                            int group, std::uint16_t blocks) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1, {%3, %4, %4, %4, %5}], [%2], %6;" ::"r"(shared_address(shared)),
-      "l"(reinterpret_cast<std::uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(0), "r"(group),
-      "h"(blocks)
-      : "memory");
-}
-
 // Of every thread of the cluster, behind publish_barriers(): all blocks' barriers can be used.
 __device__ __forceinline__ void meet_cluster() {
   asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" ::: "memory");

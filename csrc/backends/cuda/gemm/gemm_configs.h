@@ -14,7 +14,7 @@ enum class GemmTypes : std::uint8_t {
 enum class GemmSchedule : std::uint8_t {
   kPingpong,     // two groups of warps work on a tile each: one multiplies while the other stores
   kCooperative,  // two groups of warps share a tile: larger tiles, less traffic
-  kDirect,       // the same, but one stores its half while the other still multiplies: direct_kernel.cuh, FP8 alone
+  kDirect,       // the same, but a tile is finished while the next one is multiplied: direct_kernel.cuh, FP8 alone
   kSplit,        // a tile's K is divided among thread blocks, which add up their sums: split_kernel.cuh, FP8 alone
 };
 

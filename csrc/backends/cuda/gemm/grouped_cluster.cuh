@@ -53,4 +53,26 @@ __device__ __forceinline__ void copy_box_to_both(const CUtensorMap* map, std::ui
       : "memory");
 }
 
+// A box at (column, 0, 0, 0, group) of a map with five dimensions, to the same place of every block in `blocks`; the
+// bytes count at the same barrier of each.
+__device__ __forceinline__ void copy_groups(const CUtensorMap* map, std::uint64_t* barrier, void* shared, int column,
+                                            int group, std::uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%3, %4, %4, %4, %5}], [%2], %6;" ::"r"(shared_address(shared)),
+      "l"(reinterpret_cast<std::uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(0), "r"(group),
+      "h"(blocks)
+      : "memory");
+}
+
+// copy_groups() to this block alone.
+__device__ __forceinline__ void copy_groups(const CUtensorMap* map, std::uint64_t* barrier, void* shared, int column,
+                                            int group) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%3, %4, %4, %4, %5}], [%2];" ::"r"(shared_address(shared)),
+      "l"(reinterpret_cast<std::uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(0), "r"(group)
+      : "memory");
+}
+
 }  // namespace onerec::cuda::kernels

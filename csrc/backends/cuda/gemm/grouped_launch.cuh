@@ -20,15 +20,21 @@ kernels::GroupedParams grouped_params(const char* op, const Params& p) {
   const Matrix& x = p.x.values;
   constexpr auto kDType = Tile::kCodes ? DType::kE4M3 : DType::kBF16;
   kernels::GroupedParams params{};
-  params.weights = make_tensor_map(op,
-                                   {.data = weight.values(),
-                                    .dtype = kDType,
-                                    .columns = weight.inputs,
-                                    .rows = weight.outputs,
-                                    .matrices = weight.experts,
-                                    .row_stride = weight.inputs,
-                                    .matrix_stride = weight.outputs * weight.inputs},
-                                   {.columns = Tile::kDepth, .rows = Tile::kWeightBoxRows});
+  if constexpr (Tile::kOrdered) {
+    params.weights = make_tensor_map(
+        op, weight.values(), weight.inputs,
+        kernels::weight_boxes(kernels::DirectResult::kValues, weight.experts * weight.outputs, Tile::kWeightBoxRows));
+  } else {
+    params.weights = make_tensor_map(op,
+                                     {.data = weight.values(),
+                                      .dtype = kDType,
+                                      .columns = weight.inputs,
+                                      .rows = weight.outputs,
+                                      .matrices = weight.experts,
+                                      .row_stride = weight.inputs,
+                                      .matrix_stride = weight.outputs * weight.inputs},
+                                     {.columns = Tile::kDepth, .rows = Tile::kWeightBoxRows});
+  }
   params.tokens = make_tensor_map(
       op, {.data = x.data, .dtype = kDType, .columns = x.cols, .rows = p.rows_capacity, .row_stride = x.stride},
       {.columns = Tile::kDepth, .rows = Tile::kTokenBoxRows});

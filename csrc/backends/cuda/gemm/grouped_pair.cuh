@@ -22,10 +22,11 @@ template <class Tile>
 __device__ __forceinline__ void bring_tiles_of_pair(const GroupedParams& p, const GroupedShared<Tile>& shared) {
   constexpr int kWeightHalf = Tile::kWeightBoxRows * kTileRowBytes;
   constexpr int kTokenHalf = Tile::kTokenBoxRows * kTileRowBytes;
-  static_assert(2 * kWeightHalf == Tile::kWeightBytes && 2 * kTokenHalf == Tile::kTokenBytes);
+  static_assert(2 * kWeightHalf == Tile::kWeightBytes && 2 * kTokenHalf == Tile::kTokenBytes && Tile::kOrdered);
   const int rank = rank_in_cluster();
   RingPlace<Tile::kSteps> place;
-  for (auto tile = tiles_of_pair<Tile>(p); tile.valid(); tile.next()) {
+  int number = 0;
+  for (auto tile = tiles_of_pair<Tile>(p); tile.valid(); tile.next(), ++number) {
     const int first_weight = tile.first_output();
     const int second_weight = first_weight + (Tile::kSwiglu ? p.columns : Tile::kWeightBoxRows);
     for (int k = 0; k < p.depth_steps; ++k) {
@@ -34,15 +35,19 @@ __device__ __forceinline__ void bring_tiles_of_pair(const GroupedParams& p, cons
       unsigned char* const tokens = shared.tokens(place.step);
       const int depth = k * Tile::kDepth;
       wait_barrier(shared.empty + place.step, place.parity ^ 1);
+      if (k == 0) {
+        tell_tile(shared, number, {tile.expert(), tile.first_output(), tile.first_token(), tile.live()});
+      }
       arrive_expecting(full, Tile::kStepBytes + Tile::kScaleBytes);
       if (tile.shares_tokens()) {
         copy_box_to_both(&p.tokens, full, tokens + rank * kTokenHalf, depth,
                          tile.first_token() + rank * Tile::kTokenBoxRows);
-        copy_box(&p.weights, full, weights, depth, first_weight, tile.expert());
-        copy_box(&p.weights, full, weights + kWeightHalf, depth, second_weight, tile.expert());
+        copy_weights<Tile>(p, full, weights, depth, first_weight, tile.expert());
+        copy_weights<Tile>(p, full, weights + kWeightHalf, depth, second_weight, tile.expert());
       } else {
-        copy_box_to_both(&p.weights, full, weights + rank * kWeightHalf, depth,
-                         rank == 0 ? first_weight : second_weight, tile.expert());
+        const int output = rank == 0 ? first_weight : second_weight;
+        copy_groups(&p.weights, full, weights + rank * kWeightHalf, depth,
+                    (tile.expert() * p.outputs + output) / kResultGroup, kBothBlocks);
         copy_box(&p.tokens, full, tokens, depth, tile.first_token());
         copy_box(&p.tokens, full, tokens + kTokenHalf, depth, tile.first_token() + Tile::kTokenBoxRows);
       }
@@ -51,6 +56,7 @@ __device__ __forceinline__ void bring_tiles_of_pair(const GroupedParams& p, cons
       place.advance();
     }
   }
+  tell_end(shared, place, number);
 }
 
 // This warp has read the ring's step for the last time. `empty`: the address of lane 0's and lane 1's first barrier.

@@ -6,6 +6,8 @@
 
 #include <cuda_bf16.h>
 
+#include "backends/cuda/gemm/direct_tiles.h"
+#include "backends/cuda/gemm/grouped_cluster.cuh"
 #include "backends/cuda/gemm/grouped_mma.cuh"
 #include "backends/cuda/gemm/grouped_tiles.h"
 
@@ -19,7 +21,8 @@ enum class GroupedResult {
 };
 
 struct GroupedParams {
-  CUtensorMap weights;         // [experts, outputs, inputs], boxes of 128 bytes x kWeightBoxRows x 1
+  CUtensorMap weights;         // [experts, outputs, inputs], boxes of 128 bytes x kWeightBoxRows x 1; if the tile
+                               // wants them ordered: weight_boxes() of experts * outputs rows
   CUtensorMap tokens;          // [rows, inputs], boxes of 128 bytes x kTokenBoxRows
   const float* weight_scales;  // [experts, outputs] or [experts, blocks of outputs, blocks of inputs] or null
   const float* token_scales;   // of row r (and block b): token_scales[b * token_scale_stride + r], or null
@@ -54,6 +57,7 @@ struct GroupedShape {
   static constexpr bool kSwiglu = kResult_ == GroupedResult::kSwigluCodes;
   static constexpr int kColumns = kSwiglu ? kOutputs / 2 : kOutputs;  // of the result
   static constexpr int kBlocks = 1;                                   // of a cluster
+  static constexpr bool kOrdered = false;  // weights come as weight_boxes() has them, and tiles are told
   static constexpr int kWeightBoxRows = kColumns;
   static constexpr int kTokenBoxRows = kTokens;
 
@@ -120,6 +124,37 @@ struct RingPlace {
   }
 };
 
+// A tile as the thread that brings it tells the multipliers.
+struct ToldTile {
+  int expert;  // negative: there are no more
+  int first_output;
+  int first_token;
+  bool live;  // not of a block that has nothing to multiply while the other one of its pair has
+};
+inline constexpr int kToldTiles = 16;  // more than the ring can hold steps of
+
+// One thread: tells tile `number`, ahead of its first step.
+template <class Tile>
+__device__ __forceinline__ void tell_tile(const GroupedShared<Tile>& shared, int number, const ToldTile& tile) {
+  reinterpret_cast<ToldTile*>(shared.results)[number % kToldTiles] = tile;
+}
+
+template <class Tile>
+__device__ __forceinline__ const ToldTile& told_tile(const GroupedShared<Tile>& shared, int number) {
+  return reinterpret_cast<const ToldTile*>(shared.results)[number % kToldTiles];
+}
+
+// A box of the weights of `output` and those behind it.
+template <class Tile>
+__device__ __forceinline__ void copy_weights(const GroupedParams& p, std::uint64_t* full, void* shared, int depth,
+                                             int output, int expert) {
+  if constexpr (Tile::kOrdered) {
+    copy_groups(&p.weights, full, shared, depth, (expert * p.outputs + output) / kResultGroup);
+  } else {
+    copy_box(&p.weights, full, shared, depth, output, expert);
+  }
+}
+
 // The tiles of this block; every thread that asks walks alike.
 template <class Tile>
 __device__ __forceinline__ auto tiles_of_block(const GroupedParams& p) {
@@ -132,6 +167,7 @@ __device__ __forceinline__ auto tiles_of_block(const GroupedParams& p) {
 // to do.
 template <class Tile>
 __device__ __forceinline__ void ask_for_first_weights(const GroupedParams& p) {
+  if constexpr (Tile::kOrdered) return;  // tiles of many tokens
   const int output_tiles = (p.columns + Tile::kColumns - 1) / Tile::kColumns;
   const int expert = static_cast<int>(blockIdx.x) / output_tiles;
   const int output = static_cast<int>(blockIdx.x) % output_tiles * Tile::kColumns;
@@ -142,20 +178,33 @@ __device__ __forceinline__ void ask_for_first_weights(const GroupedParams& p) {
   }
 }
 
+// One thread, behind the last tile.
+template <class Tile>
+__device__ __forceinline__ void tell_end(const GroupedShared<Tile>& shared, const RingPlace<Tile::kSteps>& place,
+                                         int number) {
+  wait_barrier(shared.empty + place.step, place.parity ^ 1);
+  tell_tile(shared, number, {-1, 0, 0, false});
+  arrive(shared.full + place.step);
+}
+
 // One thread.
 template <class Tile>
 __device__ __forceinline__ void bring_tiles(const GroupedParams& p, const GroupedShared<Tile>& shared) {
   RingPlace<Tile::kSteps> place;
-  for (auto tile = tiles_of_block<Tile>(p); tile.valid(); tile.next()) {
+  int number = 0;
+  for (auto tile = tiles_of_block<Tile>(p); tile.valid(); tile.next(), ++number) {
     for (int k = 0; k < p.depth_steps; ++k) {
       std::uint64_t* const full = shared.full + place.step;
       unsigned char* const weights = shared.weights(place.step);
       wait_barrier(shared.empty + place.step, place.parity ^ 1);
+      if constexpr (Tile::kOrdered) {
+        if (k == 0) tell_tile(shared, number, {tile.expert(), tile.first_output(), tile.first_token(), true});
+      }
       arrive_expecting(full, Tile::kStepBytes + Tile::kScaleBytes);
-      copy_box(&p.weights, full, weights, k * Tile::kDepth, tile.first_output(), tile.expert());
+      copy_weights<Tile>(p, full, weights, k * Tile::kDepth, tile.first_output(), tile.expert());
       if constexpr (Tile::kSwiglu) {
-        copy_box(&p.weights, full, weights + Tile::kWeightBoxRows * kTileRowBytes, k * Tile::kDepth,
-                 p.columns + tile.first_output(), tile.expert());
+        copy_weights<Tile>(p, full, weights + Tile::kWeightBoxRows * kTileRowBytes, k * Tile::kDepth,
+                           p.columns + tile.first_output(), tile.expert());
       }
       copy_box(&p.tokens, full, shared.tokens(place.step), k * Tile::kDepth, tile.first_token());
       if constexpr (Tile::kBlockScales) {
@@ -165,6 +214,7 @@ __device__ __forceinline__ void bring_tiles(const GroupedParams& p, const Groupe
       place.advance();
     }
   }
+  if constexpr (Tile::kOrdered) tell_end(shared, place, number);
 }
 
 // This warp has read the ring's step for the last time.

@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "backends/cuda/gemm/direct_tiles.h"
+
 namespace onerec::cuda {
 namespace {
 
@@ -91,6 +93,8 @@ bool product_fits(const GroupedConfig& config, const Params& p) {
   if (weight.format != config.format || weight.dtype == DType::kF32) return false;
   if (p.alignment % config.tokens != 0 || p.rows_capacity == 0 || weight.inputs == 0) return false;
   if (!whole_accesses(weight.inputs, weight.dtype) || !rows_aligned(p.x.values)) return false;
+  // Weights come in groups of so many outputs.
+  if (config.layout == GroupedLayout::kTokenRows && weight.outputs % kernels::kResultGroup != 0) return false;
   if (config.format == WeightFormat::kFp8Block &&
       !(aligned(p.x.scales) && whole_accesses(p.x.scale_stride, DType::kF32))) {
     return false;

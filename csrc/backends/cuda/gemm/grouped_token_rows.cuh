@@ -2,20 +2,24 @@
 // experts of many tokens.
 //
 // Each warpgroup multiplies 64 of the tile's 128 tokens with all of its weights, 128 per wave. A thread holds two
-// tokens' sums, so that the scales of a step are few; and a token's 128 columns lie in four neighbouring lanes, so that
-// results need no shared memory and warpgroups never wait for each other. One begins some steps ahead: the tensor cores
-// then have the other's products while it stores its tile.
+// tokens' sums, so that the scales of a step are few; and weights come in the order in which its columns of the result
+// are neighbours (direct_tiles.h), so that results need no shared memory and no exchange, and warpgroups never wait for
+// each other. One begins some steps ahead: the tensor cores then have the other's products while it stores its tile.
+// Where tiles are the thread that brings them works out: with nothing to multiply, the tensor cores would wait for it.
 #pragma once
 
 #include "backends/cuda/gemm/grouped_pair.cuh"
-#include "backends/cuda/gemm/grouped_swiglu.cuh"
+#include "backends/cuda/gemm/product_swiglu.cuh"
 
 namespace onerec::cuda::kernels {
 
 // kBlocks_: of a cluster, 1 or 2.
 template <GroupedResult kResult, int kBlocks_>
-struct TokenRowsTile : GroupedShape<GroupedFormat::kFp8Block, 128, 256, kResult, 0> {
-  using Shape = GroupedShape<GroupedFormat::kFp8Block, 128, 256, kResult, 0>;
+struct TokenRowsTile
+    : GroupedShape<GroupedFormat::kFp8Block, 128, 256, kResult, kToldTiles* static_cast<int>(sizeof(ToldTile))> {
+  using Shape =
+      GroupedShape<GroupedFormat::kFp8Block, 128, 256, kResult, kToldTiles* static_cast<int>(sizeof(ToldTile))>;
+  static constexpr bool kOrdered = true;
   static constexpr int kBlocks = kBlocks_;
   static constexpr int kMultiplierRegisters = 232;
   static constexpr int kBringerRegisters = 40;
@@ -49,44 +53,37 @@ class TokenRowsMultiplier {
   }
 
   __device__ __forceinline__ void run() {
-    auto tile = walk();
-    if (!tile.valid()) return;
     if (group_ == 1) sync_threads(kLeadBarrier, Tile::kMultipliers);
     int lead = group_ == 0 ? (Tile::kLead < p_.depth_steps ? Tile::kLead : p_.depth_steps) : 0;
-    for (; tile.valid(); tile.next()) {
-      if constexpr (kPaired) {
-        if (!tile.live()) {
-          skip(lead);
-          lead = 0;
-          continue;
-        }
+    for (int number = 0;; ++number) {
+      wait_barrier(shared_.full + place_.step, place_.parity);  // of the tile's first step
+      const ToldTile tile = told_tile(shared_, number);
+      if (tile.expert < 0) break;
+      if (kPaired && !tile.live) {
+        skip(lead);
+        lead = 0;
+        continue;
       }
-      const int first_column = tile.first_output();
-      const int waves = Tile::kSwiglu || first_column + Tile::kWaveOutputs < p_.columns ? 2 : 1;
-      add_up(tile.expert(), first_column, waves, lead);
+      const int waves = Tile::kSwiglu || tile.first_output + Tile::kWaveOutputs < p_.columns ? 2 : 1;
+      add_up(tile.expert, tile.first_output, waves, lead);
       lead = 0;
-      const std::int64_t token = tile.first_token() + row_;
+      const std::int64_t token = tile.first_token + row_;
       if constexpr (Tile::kSwiglu) {
-        store_codes(first_column, token);
+        store_codes(tile.first_output, token);
       } else {
-        store(0, first_column, token);
-        if (waves == 2) store(1, first_column + Tile::kWaveOutputs, token);
+        store(0, tile.first_output, token);
+        if (waves == 2) store(1, tile.first_output + Tile::kWaveOutputs, token);
       }
     }
+    if (lead > 0) pass_threads(kLeadBarrier, Tile::kMultipliers);  // there was no tile
   }
 
  private:
   static constexpr int kLanes = 32;
   static constexpr int kLeadBarrier = 1;
+  static constexpr int kVectorColumns = 8;  // of a group of kResultGroup: neighbours
+  static constexpr int kWaveGroups = Tile::kWaveOutputs / kResultGroup;
   static constexpr bool kPaired = Tile::kBlocks == kPairBlocks;
-
-  __device__ __forceinline__ auto walk() const {
-    if constexpr (kPaired) {
-      return tiles_of_pair<Tile>(p_);
-    } else {
-      return tiles_of_block<Tile>(p_);
-    }
-  }
 
   __device__ __forceinline__ void release() {
     if constexpr (kPaired) {
@@ -157,44 +154,27 @@ class TokenRowsMultiplier {
     }
   }
 
-  // Lane q of four neighbours gets words[p] = the word q of neighbour p.
-  __device__ __forceinline__ void exchange(std::uint32_t (&words)[4]) const {
-    const bool odd = lane_ % 2 != 0;
-    const bool high = lane_ / 2 % 2 != 0;
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) swap_with_lane(1, odd, words[i], words[i + 1]);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) swap_with_lane(2, high, words[i], words[i + 2]);
-  }
-
-  // The lane without the bit gives its `second` for the `first` of the one with it.
-  __device__ __forceinline__ static void swap_with_lane(int bit, bool set, std::uint32_t& first,
-                                                        std::uint32_t& second) {
-    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, set ? first : second, bit);
-    if (set) {
-      first = got;
-    } else {
-      second = got;
-    }
+  // Of the sums of a wave: one of the thread's 8 columns of a group, in its first row or the one 8 behind it.
+  __device__ __forceinline__ static constexpr int index_of(int group, int half, int column) {
+    return group * 16 + column / 2 * 4 + half * 2 + column % 2;
   }
 
   // A wave's 128 columns from `first_column` on, for the tokens `token` and `token` + 8.
   __device__ __forceinline__ void store(int wave, int first_column, std::int64_t token) {
+    const int column = first_column + lane_ % 4 * kVectorColumns;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      __nv_bfloat16* const y = p_.y + (token + half * 8) * p_.y_stride + first_column + lane_ % 4 * 8;
+    for (int group = 0; group < kWaveGroups; ++group) {
+      if (column + group * kResultGroup >= p_.columns) break;
 #pragma unroll
-      for (int at = 0; at < Tile::kWaveOutputs; at += 32) {
+      for (int half = 0; half < 2; ++half) {
         std::uint32_t words[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float* const sums = sums_[wave] + at / 2 + i * 4 + half * 2;
+          const float* const sums = sums_[wave] + index_of(group, half, 2 * i);
           words[i] = bits_as<std::uint32_t>(__floats2bfloat162_rn(sums[0], sums[1]));
         }
-        exchange(words);
-        if (first_column + at + lane_ % 4 * 8 < p_.columns) {
-          *reinterpret_cast<uint4*>(y + at) = make_uint4(words[0], words[1], words[2], words[3]);
-        }
+        __nv_bfloat16* const y = p_.y + (token + half * 8) * p_.y_stride + column + group * kResultGroup;
+        *reinterpret_cast<uint4*>(y) = make_uint4(words[0], words[1], words[2], words[3]);
       }
     }
   }
@@ -203,10 +183,10 @@ class TokenRowsMultiplier {
     swiglu_products(sums_[0], sums_[1]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float* const sums = sums_[0] + half * 2;
+      const float* const sums = sums_[0];
       float largest = 0.0f;
 #pragma unroll
-      for (int i = 0; i < Tile::kSums; i += 4) {
+      for (int i = half * 2; i < Tile::kSums; i += 4) {
         largest = max_or_nan(largest, max_or_nan(fabsf(sums[i]), fabsf(sums[i + 1])));
       }
       largest = max_or_nan(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
@@ -215,21 +195,17 @@ class TokenRowsMultiplier {
       const float inverse = 1.0f / scale;
       const std::int64_t row = token + half * 8;
       if (lane_ % 4 == 0) p_.code_scales[first_column / 128 * p_.code_scale_stride + row] = scale;
-      std::uint8_t* const codes = p_.codes + row * p_.code_stride + first_column + lane_ % 4 * 16;
+      std::uint8_t* const codes = p_.codes + row * p_.code_stride + first_column + lane_ % 4 * kVectorColumns;
 #pragma unroll
-      for (int at = 0; at < Tile::kColumns; at += 64) {
-        // Word i: of 16 columns, this lane's two of the first 8 and its two of the other 8.
-        std::uint32_t words[4];
+      for (int group = 0; group < kWaveGroups; ++group) {
+        std::uint32_t pairs[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float* const pair = sums + at / 2 + i * 8;
-          words[i] = code_pair(pair[0] * inverse, pair[1] * inverse) | code_pair(pair[4] * inverse, pair[5] * inverse)
-                                                                           << 16;
+          const float* const pair = sums + index_of(group, half, 2 * i);
+          pairs[i] = code_pair(pair[0] * inverse, pair[1] * inverse);
         }
-        exchange(words);
-        *reinterpret_cast<uint4*>(codes + at) =
-            make_uint4(__byte_perm(words[0], words[1], 0x5410), __byte_perm(words[2], words[3], 0x5410),
-                       __byte_perm(words[0], words[1], 0x7632), __byte_perm(words[2], words[3], 0x7632));
+        *reinterpret_cast<uint2*>(codes + group * kResultGroup) =
+            make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
       }
     }
   }

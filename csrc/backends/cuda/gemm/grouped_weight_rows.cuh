@@ -6,7 +6,7 @@
 #pragma once
 
 #include "backends/cuda/gemm/grouped_ring.cuh"
-#include "backends/cuda/gemm/grouped_swiglu.cuh"
+#include "backends/cuda/gemm/product_swiglu.cuh"
 
 namespace onerec::cuda::kernels {
 

@@ -102,16 +102,6 @@ __device__ __forceinline__ void expect_bytes(std::uint64_t* barrier, int bytes) 
                : "memory");
 }
 
-// copy_groups() to this block alone.
-__device__ __forceinline__ void copy_groups(const CUtensorMap* map, std::uint64_t* barrier, void* shared, int column,
-                                            int group) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-      "[%1, {%3, %4, %4, %4, %5}], [%2];" ::"r"(shared_address(shared)),
-      "l"(reinterpret_cast<std::uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(0), "r"(group)
-      : "memory");
-}
-
 // One thread of each block: brings its own tokens and, in turns with the blocks that share them, the weights. Weights
 // come as early as there is room; tokens once the previous kernel has ended.
 template <class Tile>

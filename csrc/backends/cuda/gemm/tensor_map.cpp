@@ -13,17 +13,17 @@ CUtensorMap make_tensor_map(const char* op, const MatrixStack& stack, const BoxS
                                 .box = {box.columns, box.rows, 1}});
 }
 
-CUtensorMap make_tensor_map(const char* op, const RowArray& array, const int (&box)[4]) {
+CUtensorMap make_tensor_map(const char* op, const void* data, std::int64_t columns, const kernels::WeightBoxes& boxes) {
   constexpr int kBoxColumns = 128;
-  TensorBoxes boxes{.data = array.data, .dtype = DType::kE4M3, .dimensions = 5};
-  boxes.extents[0] = array.columns;
-  boxes.box[0] = kBoxColumns;
+  TensorBoxes tensor{.data = data, .dtype = DType::kE4M3, .dimensions = 5};
+  tensor.extents[0] = columns;
+  tensor.box[0] = kBoxColumns;
   for (int i = 0; i < 4; ++i) {
-    boxes.extents[i + 1] = array.extents[i];
-    boxes.strides[i] = array.strides[i] * array.columns;
-    boxes.box[i + 1] = box[i];
+    tensor.extents[i + 1] = boxes.extents[i];
+    tensor.strides[i] = boxes.strides[i] * columns;
+    tensor.box[i + 1] = boxes.box[i];
   }
-  return encode_tensor_map(op, boxes);
+  return encode_tensor_map(op, tensor);
 }
 
 }  // namespace onerec::cuda

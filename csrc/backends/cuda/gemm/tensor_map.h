@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "backends/cuda/gemm/direct_tiles.h"
 #include "core/dtype.h"
 
 namespace onerec::cuda {
@@ -30,17 +31,7 @@ struct BoxShape {
 // `op` names the caller in errors. Throws DeviceError.
 CUtensorMap make_tensor_map(const char* op, const MatrixStack& stack, const BoxShape& box);
 
-// E4M3 codes in any order of rows: the row at (a, b, c, d) begins at data + (a strides[0] + ... + d strides[3]) rows of
-// `columns` codes.
-struct RowArray {
-  const void* data = nullptr;
-  std::int64_t columns = 0;
-  std::int64_t extents[4] = {};
-  std::int64_t strides[4] = {};
-};
-
-// Boxes of 128 codes of box[0] x ... x box[3] rows, likewise; those of the first dimension come first. Five
-// coordinates.
-CUtensorMap make_tensor_map(const char* op, const RowArray& array, const int (&box)[4]);
+// Boxes of 128 E4M3 codes of rows of `columns`, in the order of weight_boxes(); five coordinates.
+CUtensorMap make_tensor_map(const char* op, const void* data, std::int64_t columns, const kernels::WeightBoxes& boxes);
 
 }  // namespace onerec::cuda

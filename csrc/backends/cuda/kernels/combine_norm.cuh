@@ -12,8 +12,7 @@ template <class T, class Team, int kVectors>
 __global__ void __launch_bounds__(Team::kMaxThreads, kResidentThreads / Team::kMaxThreads)
     combine_norm_kernel(CombineParams<T> combine, const __grid_constant__ RmsNormArguments norm) {
   constexpr int kN = kVector<T>;
-  float gamma[kVectors][kN];
-  load_gamma<Team>(norm, gamma);
+  const NormFactors<Team, kVectors, kN> gamma(norm);
   overlap_with_neighbours();
   const std::int64_t live = combine.count == nullptr ? norm.rows.rows : *combine.count;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * Team::teams();

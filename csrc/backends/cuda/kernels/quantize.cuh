@@ -17,7 +17,7 @@ struct QuantizeArguments {
 
 // `cols` is a multiple of a vector of T; x and its rows are aligned to vectors, the codes to as many codes.
 template <class T, class Team, int kVectors>
-__global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResidentThreads / Team::kMaxThreads)
+__global__ void __launch_bounds__(Team::kMaxThreads, resident_row_blocks<Team>(kVectors))
     quantize_kernel(const __grid_constant__ QuantizeArguments p) {
   overlap_with_neighbours();
   constexpr int kN = kVector<T>;

@@ -1,6 +1,7 @@
 // RMSNorm of rows or of groups of a row, stored, quantised, or both.
 #pragma once
 
+#include "backends/cuda/kernels/async_copy.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
 #include "backends/cuda/kernels/row_quantize.cuh"
 
@@ -45,25 +46,63 @@ __device__ __forceinline__ void store_rounded(Element type, void* base, std::int
   }
 }
 
-// The factors of a thread's vectors, the same in every group.
+// The factors of a thread's vectors, the same in every group, in its registers. They are constant: loaded before the
+// wait, they come from memory while the kernel before this one ends.
 template <class Team, int kVectors, int kN>
-__device__ __forceinline__ void load_gamma(const RmsNormArguments& p, float (&gamma)[kVectors][kN]) {
+class NormFactors {
+ public:
+  __device__ __forceinline__ explicit NormFactors(const RmsNormArguments& p) {
 #pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const int vector = Team::member() + i * Team::members();
+    for (int i = 0; i < kVectors; ++i) {
+      const int vector = Team::member() + i * Team::members();
 #pragma unroll
-    for (int j = 0; j < kN; j += 4) {
-      const float4 factors =
-          vector < p.rows.part_vectors
-              ? *reinterpret_cast<const float4*>(p.gamma + static_cast<std::int64_t>(vector) * kN + j)
-              : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      gamma[i][j] = factors.x;
-      gamma[i][j + 1] = factors.y;
-      gamma[i][j + 2] = factors.z;
-      gamma[i][j + 3] = factors.w;
+      for (int j = 0; j < kN; j += 4) {
+        const float4 factors =
+            vector < p.rows.part_vectors
+                ? *reinterpret_cast<const float4*>(p.gamma + static_cast<std::int64_t>(vector) * kN + j)
+                : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        kept_[i][j] = factors.x;
+        kept_[i][j + 1] = factors.y;
+        kept_[i][j + 2] = factors.z;
+        kept_[i][j + 3] = factors.w;
+      }
     }
   }
-}
+  // Of every thread of the block, before the first use.
+  __device__ __forceinline__ void wait() const {}
+  __device__ __forceinline__ float at(int vector, int element) const { return kept_[vector][element]; }
+
+ private:
+  float kept_[kVectors][kN];
+};
+
+// The same in dynamic shared memory, for a warp that holds a row. In two halves, so that the lanes of a warp read
+// neighbouring 16 bytes.
+template <int kVectors>
+class NormFactors<WarpTeam, kVectors, 8> {
+ public:
+  static constexpr int kBytes = kVectors * kWarp * 8 * static_cast<int>(sizeof(float));
+
+  __device__ __forceinline__ explicit NormFactors(const RmsNormArguments& p) : shared_(dynamic_shared<float4>()) {
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * p.rows.part_vectors; i += static_cast<int>(blockDim.x)) {
+      copy_vector_async(reinterpret_cast<uint4*>(shared_ + i % 2 * kHalf + i / 2), p.gamma + 4 * i);
+    }
+    close_copies();
+  }
+  __device__ __forceinline__ void wait() const {
+    wait_for_copies<0>();
+    __syncthreads();
+  }
+  __device__ __forceinline__ float at(int vector, int element) const {
+    const float4 four = shared_[element / 4 * kHalf + vector * kWarp + lane_index()];
+    const float factors[4] = {four.x, four.y, four.z, four.w};
+    return factors[element % 4];
+  }
+
+ private:
+  static constexpr int kHalf = kVectors * kWarp;
+  float4* shared_;
+};
 
 template <int kVectors, int kN>
 __device__ __forceinline__ float sum_of_squares(const float (&values)[kVectors][kN]) {
@@ -76,24 +115,42 @@ __device__ __forceinline__ float sum_of_squares(const float (&values)[kVectors][
   return sum;
 }
 
+// Of all values that the team holds. Every thread of the team calls it.
+template <class Team, int kVectors, int kN>
+__device__ __forceinline__ float team_sum_of_squares(Team& team, const float (&values)[kVectors][kN]) {
+  if constexpr (std::is_same_v<Team, WarpTeam>) {
+    constexpr int kSums = (kVectors + 1) / 2;
+    float sums[kSums] = {};
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+#pragma unroll
+      for (int j = 0; j < kN; ++j) sums[i % kSums] += values[i][j] * values[i][j];
+    }
+    return WarpTeam::sum_as_block(sums);
+  } else {
+    return team.sum(sum_of_squares(values));
+  }
+}
+
 // Normalises the part of a row that a team has in `values`, 0 behind its end, and stores what is asked for. Every
 // thread of the team calls it.
 template <class Team, int kVectors, int kN>
 __device__ __forceinline__ void normalise_part(Team& team, const RmsNormArguments& p, const RowPart& at,
-                                               const float (&gamma)[kVectors][kN], float (&values)[kVectors][kN]) {
-  const float rstd = reciprocal_root(fmaf(team.sum(sum_of_squares(values)), p.inverse_width, p.eps));
+                                               const NormFactors<Team, kVectors, kN>& gamma,
+                                               float (&values)[kVectors][kN]) {
+  const float rstd = reciprocal_root(fmaf(team_sum_of_squares(team, values), p.inverse_width, p.eps));
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    if (row_vector<Team>(at, i) >= at.end) continue;  // stays 0 even if rstd is infinite
+    if (!has_vector<Team, kVectors>(at, i)) continue;  // stays 0 even if rstd is infinite
 #pragma unroll
-    for (int j = 0; j < kN; ++j) values[i][j] = values[i][j] * rstd * gamma[i][j];
+    for (int j = 0; j < kN; ++j) values[i][j] = values[i][j] * rstd * gamma.at(i, j);
   }
   if (p.y_type != Element::kNone) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const int vector = row_vector<Team>(at, i);
-      if (vector >= at.end) continue;
-      store_rounded(p.y_type, p.y, at.row * p.y_stride + static_cast<std::int64_t>(vector) * kN, values[i]);
+      if (!has_vector<Team, kVectors>(at, i)) continue;
+      const std::int64_t column = static_cast<std::int64_t>(row_vector<Team>(at, i)) * kN;
+      store_rounded(p.y_type, p.y, at.row * p.y_stride + column, values[i]);
     }
   }
   if (p.quantized.kind != Codes::kNone) quantize_part(team, p.quantized, at, values);
@@ -101,14 +158,13 @@ __device__ __forceinline__ void normalise_part(Team& team, const RmsNormArgument
 }
 
 // Widths are multiples of a vector of T; x, y, gamma and their rows are aligned to vectors of T, codes to its elements.
-// gamma is constant and therefore read before the wait: it comes from memory while the kernel before this one ends.
 template <class T, class Team, int kVectors>
-__global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 2 ? 1 : kResidentThreads / Team::kMaxThreads)
+__global__ void __launch_bounds__(Team::kMaxThreads, resident_row_blocks<Team>(kVectors))
     rms_norm_kernel(const __grid_constant__ RmsNormArguments p) {
   constexpr int kN = kVector<T>;
-  float gamma[kVectors][kN];
-  load_gamma<Team>(p, gamma);
+  NormFactors<Team, kVectors, kN> gamma(p);
   overlap_with_neighbours();
+  gamma.wait();
   Team team;
   const auto load = [&](const RowPart& at) {
     return load_row_vectors<T, Team, kVectors>(static_cast<const T*>(p.x) + at.row * p.x_stride, at);

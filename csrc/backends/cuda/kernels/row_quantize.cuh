@@ -64,8 +64,8 @@ __device__ __forceinline__ void quantize_part(Team& team, const CodeRows& to, co
     if (Team::member() == 0 && at.end > 0) to.scales[at.row] = scale;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const int vector = row_vector<Team>(at, i);
-      if (vector < at.end) store_codes(codes + static_cast<std::int64_t>(vector) * kN, values[i], inverse);
+      if (!has_vector<Team, kVectors>(at, i)) continue;
+      store_codes(codes + static_cast<std::int64_t>(row_vector<Team>(at, i)) * kN, values[i], inverse);
     }
     return;
   }
@@ -74,8 +74,8 @@ __device__ __forceinline__ void quantize_part(Team& team, const CodeRows& to, co
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const float scale = e4m3_scale(warp_max<kLanes>(magnitude_of(values[i])));
+    if (!has_vector<Team, kVectors>(at, i)) continue;
     const int vector = row_vector<Team>(at, i);
-    if (vector >= at.end) continue;
     const float inverse = 1.0f / scale;
     if (vector % kBlockLanes == 0) to.scales[vector / kBlockLanes * to.scale_stride + at.row] = scale;
     store_codes(codes + static_cast<std::int64_t>(vector) * kN, values[i], inverse);

@@ -34,6 +34,28 @@ struct LaneTeam {
   __device__ static __forceinline__ float max_magnitude(float value) { return warp_max<kLanes>(value); }
 };
 
+// A warp, each lane of which holds several vectors of a row: no barriers, and what every thread of a row has to do
+// besides its vectors is done 32 times a row.
+struct WarpTeam : LaneTeam<kWarp> {
+  static constexpr int kResidentBlocks = 2;  // of kMaxThreads: with 128 registers each
+
+  // A sum over the row whose bits do not show that a warp took it: sums[w] is of what warp w would hold of a block
+  // whose threads have two vectors each.
+  template <int kSums>
+  __device__ static __forceinline__ float sum_as_block(const float (&sums)[kSums]) {
+    static_assert(kSums <= 4, "a warp's row");
+    constexpr int kCount = kSums <= 2 ? kSums : 4;
+    float padded[kCount] = {};
+#pragma unroll
+    for (int w = 0; w < kSums; ++w) padded[w] = sums[w];
+    const float scattered = scattered_warp_sum<kCount>(padded);
+    float total = __shfl_sync(kAllLanes, scattered, 0);
+#pragma unroll
+    for (int w = 1; w < kSums; ++w) total += __shfl_sync(kAllLanes, scattered, w * (kWarp / kCount));
+    return total;
+  }
+};
+
 // A whole block of at most kThreads.
 template <int kThreads>
 class BlockTeam {
@@ -74,6 +96,13 @@ class BlockTeam {
   int turn_ = 0;
 };
 
+// Blocks of Team::kMaxThreads, whose threads hold kVectors vectors each, that share a multiprocessor.
+template <class Team>
+constexpr int resident_row_blocks(int vectors) {
+  if constexpr (std::is_same_v<Team, WarpTeam>) return Team::kResidentBlocks;
+  return vectors > 2 ? 1 : kResidentThreads / Team::kMaxThreads;
+}
+
 // The part of a row that a team is at.
 struct RowPart {
   std::int64_t row = 0;
@@ -103,6 +132,14 @@ __device__ __forceinline__ int row_vector(const RowPart& at, int i) {
   return at.first + Team::member() + i * Team::members();
 }
 
+// Whether there is one, of the kVectors that a thread holds. A warp whose lanes hold that many of a row has all but the
+// last ones for certain, if it has a row.
+template <class Team, int kVectors>
+__device__ __forceinline__ bool has_vector(const RowPart& at, int i) {
+  if (std::is_same_v<Team, WarpTeam> && i + 1 < kVectors) return true;
+  return row_vector<Team>(at, i) < at.end;
+}
+
 // That vector of the row at `row`; 0 where there is none.
 template <class T, class Team>
 __device__ __forceinline__ uint4 load_row_vector(const T* row, const RowPart& at, int i) {
@@ -118,14 +155,25 @@ struct RowVectors {
 // All of the thread's vectors.
 template <class T, class Team, int kVectors>
 __device__ __forceinline__ RowVectors<kVectors> load_row_vectors(const T* row, const RowPart& at) {
-  RowVectors<kVectors> held;
+  RowVectors<kVectors> held = {};
+  if (at.end == 0) return held;
 #pragma unroll
-  for (int i = 0; i < kVectors; ++i) held.vector[i] = load_row_vector<T, Team>(row, at, i);
+  for (int i = 0; i < kVectors; ++i) {
+    if (!has_vector<Team, kVectors>(at, i)) continue;
+    held.vector[i] = load_vector(row + static_cast<std::int64_t>(row_vector<Team>(at, i)) * kVector<T>);
+  }
   return held;
 }
 
 // What a block loads of its next parts while it is at the present ones: nothing, or all of it, for twice the registers.
 enum class Ahead : std::uint8_t { kNothing, kNextPart };
+
+// A warp that has a row to itself need not go through the motions without one: nobody waits for it.
+template <class Team, class Held, class Process>
+__device__ __forceinline__ void process_part(const RowPart& at, const Held& held, const Process& process) {
+  if (std::is_same_v<Team, WarpTeam> && at.end == 0) return;
+  process(at, held);
+}
 
 // Calls process(at, load(at)) for every part of every live row: `load` reads what a thread holds of it, `process` may
 // use the team's collectives, and must not write what `load` reads of another part. The first parts are loaded even
@@ -148,11 +196,11 @@ __device__ __forceinline__ void for_row_parts(const RowParts& rows, const Load& 
         next = row_part(rows, base + Team::index(), live);
         next_held = load(next);
       }
-      process(at, held);
+      process_part<Team>(at, held, process);
       at = next;
       held = next_held;
     } else {
-      process(at, held);
+      process_part<Team>(at, held, process);
       if (base >= live) return;
       at = row_part(rows, base + Team::index(), live);
       held = load(at);

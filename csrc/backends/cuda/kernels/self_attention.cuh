@@ -82,53 +82,69 @@ __device__ __forceinline__ float soften(float (&scores)[kMost], int keys) {
   return 1.0f / total;
 }
 
-// A head in kLanes lanes, a vector of T each: the vector at `column` of the head, or nothing. At most kMost keys.
+// A thread's vectors of a head: of the row's own query, and of keys and values.
+template <int kMost>
+struct HeadVectors {
+  uint4 query = {};
+  uint4 key[kMost] = {};
+  uint4 value[kMost] = {};
+};
+
+// Where keys and values of a head's column begin among those of all heads.
+__device__ __forceinline__ std::int64_t shared_column(const SelfAttentionArguments& p, std::int32_t head,
+                                                      std::int32_t column) {
+  return static_cast<std::int64_t>(head / p.group) * p.head_dim + column;
+}
+
+// The vector of a head whose kLanes lanes hold a vector of T each. At most kMost keys.
 template <class T, int kLanes, int kMost>
-__device__ __forceinline__ uint4 attend_head(const SelfAttentionArguments& p, const SeenRows<kMost>& seen,
-                                             std::int32_t head, std::int32_t column) {
+__device__ __forceinline__ uint4 attend(const HeadVectors<kMost>& vectors, int keys, float scale) {
   constexpr int kN = kVector<T>;
-  const bool active = head < p.heads && column < p.head_dim;
-  const std::int64_t own = static_cast<std::int64_t>(head) * p.head_dim + column;
-  const std::int64_t shared = static_cast<std::int64_t>(head / p.group) * p.head_dim + column;
-  uint4 query = make_uint4(0, 0, 0, 0);
-  uint4 key[kMost];
-  uint4 value[kMost];
-#pragma unroll
-  for (int s = 0; s < kMost; ++s) {
-    key[s] = make_uint4(0, 0, 0, 0);
-    value[s] = make_uint4(0, 0, 0, 0);
-    if (!active || s >= p.keys) continue;
-    const T* const token = token_at<T>(p, s, seen.at[s]);
-    key[s] = load_vector(token + p.key_column + shared);
-    value[s] = load_vector(token + p.value_column + shared);
-    if (s + 1 == p.keys) query = load_vector(token + own);
-  }
   float q[kN];
-  unpack<T>(query, q);
+  unpack<T>(vectors.query, q);
   float scores[kMost];
 #pragma unroll
   for (int s = 0; s < kMost; ++s) {
-    if (s >= p.keys) continue;
+    if (s >= keys) continue;
     float k[kN];
-    unpack<T>(key[s], k);
+    unpack<T>(vectors.key[s], k);
     float dot = 0.0f;
 #pragma unroll
     for (int j = 0; j < kN; ++j) dot += q[j] * k[j];
-    scores[s] = p.scale * warp_sum<kLanes>(dot);
+    scores[s] = scale * warp_sum<kLanes>(dot);
   }
-  const float inverse = soften(scores, p.keys);
+  const float inverse = soften(scores, keys);
   float sum[kN] = {};
 #pragma unroll
   for (int s = 0; s < kMost; ++s) {
-    if (s >= p.keys) continue;
+    if (s >= keys) continue;
     float v[kN];
-    unpack<T>(value[s], v);
+    unpack<T>(vectors.value[s], v);
 #pragma unroll
     for (int j = 0; j < kN; ++j) sum[j] += scores[s] * v[j];
   }
 #pragma unroll
   for (int j = 0; j < kN; ++j) sum[j] *= inverse;
   return pack<T>(sum);
+}
+
+// A head in kLanes lanes: the vector at `column` of the head, or nothing.
+template <class T, int kLanes, int kMost>
+__device__ __forceinline__ uint4 attend_head(const SelfAttentionArguments& p, const SeenRows<kMost>& seen,
+                                             std::int32_t head, std::int32_t column) {
+  const bool active = head < p.heads && column < p.head_dim;
+  const std::int64_t own = static_cast<std::int64_t>(head) * p.head_dim + column;
+  const std::int64_t shared = shared_column(p, head, column);
+  HeadVectors<kMost> vectors;
+#pragma unroll
+  for (int s = 0; s < kMost; ++s) {
+    if (!active || s >= p.keys) continue;
+    const T* const token = token_at<T>(p, s, seen.at[s]);
+    vectors.key[s] = load_vector(token + p.key_column + shared);
+    vectors.value[s] = load_vector(token + p.value_column + shared);
+    if (s + 1 == p.keys) vectors.query = load_vector(token + own);
+  }
+  return attend<T, kLanes>(vectors, p.keys, p.scale);
 }
 
 // A block takes a row, kLanes lanes a head. head_dim is a multiple of a vector of T, and at most kLanes of them; all
@@ -177,6 +193,75 @@ __global__ void __launch_bounds__(kSelfAttentionThreads, resident_attention_bloc
       float values[kN];
       unpack<T>(kept[round * blockDim.x], values);
       store_codes(codes + static_cast<std::int64_t>(head) * p.head_dim + column, values, inverse);
+    }
+  }
+}
+
+inline constexpr int kAttentionWarpVectors = 8;  // of a lane
+inline constexpr int kAttentionWarpThreads = 256;
+inline constexpr int kAttentionWarpBlocks = 2;  // on a multiprocessor
+
+// For many rows: a warp takes one, as much as its lanes hold of all heads at a time, the next part's loads under way
+// meanwhile. kKeys keys; a head is kLanes vectors, kLanes a power of two; all heads are at most kAttentionWarpVectors
+// vectors a lane. Aligned as above. The results have the bits of the kernel above.
+template <class T, int kLanes, int kKeys>
+__global__ void __launch_bounds__(kAttentionWarpThreads, kAttentionWarpBlocks)
+    self_attention_warp_kernel(const __grid_constant__ SelfAttentionArguments p) {
+  overlap_with_neighbours();
+  constexpr int kN = kVector<T>;
+  const std::int32_t vectors = p.heads * kLanes;
+  const std::int32_t parts = (vectors + kWarp - 1) / kWarp;
+  const auto turn = static_cast<std::int32_t>(gridDim.x * blockDim.x) / kWarp;
+  auto row = static_cast<std::int32_t>(blockIdx.x * blockDim.x + threadIdx.x) / kWarp;
+  for (const std::int32_t live = live_rows(p); row < live; row += turn) {
+    const T* tokens[kKeys];
+#pragma unroll
+    for (int s = 0; s < kKeys; ++s) tokens[s] = token_at<T>(p, s, seen_row(p, s, row));
+    const auto load = [&](int part) {
+      const std::int32_t vector = part * kWarp + lane_index();
+      HeadVectors<kKeys> held;
+      if (vector >= vectors) return held;
+      const std::int64_t shared = p.group == 1 ? static_cast<std::int64_t>(vector) * kN
+                                               : shared_column(p, vector / kLanes, vector % kLanes * kN);
+      held.query = load_vector(tokens[kKeys - 1] + static_cast<std::int64_t>(vector) * kN);
+#pragma unroll
+      for (int s = 0; s < kKeys; ++s) {
+        held.key[s] = load_vector(tokens[s] + p.key_column + shared);
+        held.value[s] = load_vector(tokens[s] + p.value_column + shared);
+      }
+      return held;
+    };
+    uint4 kept[kAttentionWarpVectors];
+    float largest = 0.0f;
+    HeadVectors<kKeys> held = load(0);
+#pragma unroll
+    for (int part = 0; part < kAttentionWarpVectors; ++part) {
+      if (part >= parts) break;
+      HeadVectors<kKeys> next;
+      if (part + 1 < parts) next = load(part + 1);
+      kept[part] = attend<T, kLanes>(held, kKeys, p.scale);
+      float values[kN];
+      unpack<T>(kept[part], values);
+      largest = max_or_nan(largest, magnitude_of(values));
+      held = next;
+    }
+    const bool coded = p.quantized.kind != Codes::kNone;
+    const float scale = e4m3_scale(warp_max(largest));
+    const float inverse = 1.0f / scale;
+    if (coded && lane_index() == 0) p.quantized.scales[row] = scale;
+    std::uint8_t* const codes = p.quantized.codes + static_cast<std::int64_t>(row) * p.quantized.stride;
+    T* const out = static_cast<T*>(p.out) + static_cast<std::int64_t>(row) * p.out_stride;
+#pragma unroll
+    for (int part = 0; part < kAttentionWarpVectors; ++part) {
+      const std::int32_t vector = part * kWarp + lane_index();
+      if (vector >= vectors) break;
+      if (coded) {
+        float values[kN];
+        unpack<T>(kept[part], values);
+        store_codes(codes + static_cast<std::int64_t>(vector) * kN, values, inverse);
+      } else {
+        store_vector(out + static_cast<std::int64_t>(vector) * kN, kept[part]);
+      }
     }
   }
 }
