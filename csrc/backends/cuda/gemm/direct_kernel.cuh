@@ -8,8 +8,9 @@
 //   weights in the order in which this comes out (direct_tiles.h). No shared memory, and no barrier between the
 //   warpgroups.
 // * The end of a tile, where the tensor cores have nothing to do: sums are scaled and rounded, no more. Storing them,
-//   and SwiGLU, wait until the next tile's products are under way; a residual comes through the ring as one more step of
-//   the tile; where the next tile is the loading thread has worked out. The second warpgroup is a step behind the first.
+//   and SwiGLU, wait until the next tile's products are under way; a residual comes through the ring as one more step
+//   of the tile; where the next tile is the loading thread has worked out. The second warpgroup is a step behind the
+//   first.
 // * Codes of the result, where they are asked for: made while later tiles are multiplied (direct_codes.cuh).
 // * The start: the first weights are brought before the previous kernel has ended.
 #pragma once
