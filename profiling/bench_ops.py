@@ -28,7 +28,7 @@ from op_bench.harness import ALIGN, HEADERS, Bench, Case
 from op_bench.linears import linear_cases
 from op_bench.selection import selection_cases
 from op_runner import Ops
-from roofline import DATASHEET
+from roofline import datasheet_of
 from sizes import SIZES, sized_config
 
 from onerec_engine.cli.output import table
@@ -41,7 +41,8 @@ def main() -> int:
     started = time.monotonic()
     seed = random.SystemRandom().randrange(1 << 31) if args.seed is None else args.seed
     torch.manual_seed(seed)
-    report: dict[str, Any] = {"facts": gpu_facts(args.commit, seed), "datasheet": DATASHEET}
+    facts = gpu_facts(args.commit, seed)
+    report: dict[str, Any] = {"facts": facts, "datasheet": datasheet_of(facts.get("device", ""))}
     timer = Timer(args.device, samples=5 if args.quick else 9, sample_seconds=1e-3 if args.quick else 3e-3)
     warm_up(args.device, args.ceiling_size, 0.5 if args.quick else 3.0)
     ceilings = measure_ceilings(timer, args.ceiling_size)
@@ -54,7 +55,7 @@ def main() -> int:
         timer=timer,
         ceilings=ceilings,
         deadline=started + args.budget,
-        l2_bytes=report["facts"].get("l2_bytes", 0),
+        l2_bytes=facts.get("l2_bytes", 0),
         compiled=args.device == "cuda" and not args.quick,
     )
     for cases in _series(args, bench):

@@ -22,10 +22,13 @@ from sizes import SIZES, Linear, linears, sized_config
 from onerec_engine.cli.output import table
 from onerec_engine.config import OneRecV2Config, load_config
 
-__all__ = ["DATASHEET", "L2_BYTES", "Op", "floors", "plan_ops", "read_ceilings"]
+__all__ = ["DATASHEETS", "L2_BYTES", "Op", "datasheet_of", "floors", "plan_ops", "read_ceilings"]
 
-# NVIDIA's figures for the H100 SXM, dense, in bytes and operations per second.
-DATASHEET = {"copy": 3.35e12, "bf16": 989e12, "fp8": 1979e12, "attention": 989e12}
+# NVIDIA's figures for the SXM cards, dense, in bytes and operations per second.
+DATASHEETS = {
+    "H100": {"copy": 3.35e12, "bf16": 989e12, "fp8": 1979e12, "attention": 989e12},
+    "H200": {"copy": 4.8e12, "bf16": 989e12, "fp8": 1979e12, "attention": 989e12},
+}
 L2_BYTES = 50e6
 COLUMNS = ("count", "flops", "fetched", "activations", "floor", "streamed")
 MEASURED = Path(__file__).resolve().parent / "results/bench_ops.json"
@@ -218,14 +221,22 @@ def floors(ops: Sequence[Op], ceilings: dict[str, float]) -> dict[str, dict[str,
     return out
 
 
+def datasheet_of(device: str) -> dict[str, float]:
+    """Rates by unit of the card whose name is part of the device's; the H100's for any other."""
+    return next((rates for card, rates in DATASHEETS.items() if card in device), DATASHEETS["H100"])
+
+
 def read_ceilings(source: str | None) -> tuple[dict[str, float], str]:
-    """Rates by unit and where they are from: "datasheet", a results file of bench_ops.py, or None to find one."""
-    if source == "datasheet" or (source is None and not MEASURED.is_file()):
-        return DATASHEET, "datasheet, H100 SXM"
+    """Rates by unit and where they are from: a card of DATASHEETS, a file of bench_ops.py, or None to find one."""
+    if source is None and not MEASURED.is_file():
+        source = "H100"
+    if source in DATASHEETS:
+        return DATASHEETS[source], f"datasheet, {source} SXM"
     file = Path(source) if source else MEASURED
     raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     measured = {unit: float(rate) for unit, rate in raw["ceilings"].items()}
-    return DATASHEET | measured, f"{file.name}, {raw['facts'].get('device', 'no GPU')}"
+    device = raw["facts"].get("device", "no GPU")
+    return datasheet_of(device) | measured, f"{file.name}, {device}"
 
 
 def main() -> int:
@@ -274,7 +285,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--widths", type=integers, default=[512], help="beams (default: 512 at each level)")
     parser.add_argument("--context", type=int, default=512, help="tokens of a request (default: 512)")
     parser.add_argument("--precision", default="fp8", choices=["bf16", "fp8"], help="(default: fp8)")
-    parser.add_argument("--ceilings", help="datasheet, or a results file of bench_ops.py (default: that in results/)")
+    parser.add_argument(
+        "--ceilings", help="H100 or H200 (datasheet), or a results file of bench_ops.py (default: that in results/)"
+    )
     parser.add_argument("--json", help="where to write the figures")
     return parser.parse_args()
 

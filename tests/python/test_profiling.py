@@ -21,7 +21,7 @@ from op_bench.baselines import quantize_blocks, quantize_rows, quantize_weight_b
 from op_bench.harness import row_error, sample_rows
 from pictures import draw_kernels, draw_roofline
 from random_model import RandomEngine, RandomWeights, core_batch, random_items
-from roofline import DATASHEET, Op, floors, plan_ops, read_ceilings
+from roofline import DATASHEETS, Op, floors, plan_ops, read_ceilings
 from sanitize import FOUND, device_tests, judge
 from sizes import linears, sized_config
 from verdicts import agreement
@@ -69,7 +69,7 @@ def test_an_op_is_bound_by_operations_or_by_what_must_be_fetched() -> None:
 def test_floors_of_a_plan() -> None:
     """1B, one request, 512 beams, 3000 tokens in FP8: the figures that a pencil gives."""
     config = sized_config("1B", 3000)
-    found = floors(plan_ops(config, 1, [512] * 3, 3000, "fp8"), DATASHEET)
+    found = floors(plan_ops(config, 1, [512] * 3, 3000, "fp8"), DATASHEETS["H100"])
     d, rows = 1792, 1 + 512 + 512
     assert found["gate_up"]["flops"] == 18 * 2 * rows * 14336 * d
     assert found["gate_up"]["fetched"] == 18 * 3 * 14336 * d
@@ -93,11 +93,18 @@ def test_a_mixture_fetches_the_experts_that_rows_reach() -> None:
     assert ops[1].fetched == pytest.approx(53 * one)
 
 
-def test_ceilings_are_read_from_a_results_file(tmp_path: Path) -> None:
-    assert read_ceilings("datasheet")[0] == DATASHEET
+@pytest.mark.parametrize(
+    ("device", "card"), [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H200", "H200"), ("X", "H100")]
+)
+def test_ceilings_are_read_from_a_results_file(device: str, card: str, tmp_path: Path) -> None:
     file = tmp_path / "ops.json"
-    file.write_text(json.dumps({"ceilings": {"copy": 3e12}, "facts": {"device": "X"}}))
-    assert read_ceilings(str(file)) == (DATASHEET | {"copy": 3e12}, "ops.json, X")
+    file.write_text(json.dumps({"ceilings": {"bf16": 3e12}, "facts": {"device": device}}))
+    assert read_ceilings(str(file)) == (DATASHEETS[card] | {"bf16": 3e12}, f"ops.json, {device}")
+
+
+@pytest.mark.parametrize("card", DATASHEETS)
+def test_ceilings_are_those_of_a_datasheet(card: str) -> None:
+    assert read_ceilings(card) == (DATASHEETS[card], f"datasheet, {card} SXM")
 
 
 # --- correctness checks ---
