@@ -11,12 +11,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from model_case import Case
+from torch import Tensor
 
 from onerec_engine.config import Pathway
 from onerec_engine.engine import Engine
 from onerec_engine.reference import Emulated, OneRecV2, Operand, Quantized
+from onerec_engine.reference.emulation import Scheme
 
-__all__ = ["PRECISIONS", "SIZED_MOE", "SIZED_PATHWAY", "Fed", "captured_runs", "emulated", "open_engine", "sized_model"]
+__all__ = [
+    "PRECISIONS",
+    "SIZED_MOE",
+    "SIZED_PATHWAY",
+    "Fed",
+    "SummedInTiles",
+    "captured_runs",
+    "emulated",
+    "open_engine",
+    "sized_model",
+]
 
 PRECISIONS: dict[str, dict[str, str]] = {
     "fp32": {"precision": "fp32"},
@@ -56,6 +68,38 @@ def emulated(name: str, **settings: Any) -> Emulated:
     if name.startswith("fp8"):
         return Emulated("fp8", experts="channel" if name == "fp8_channel" else "block", **settings)
     return Emulated("bf16" if name == "bf16" else "fp32", **settings)
+
+
+class SummedInTiles(Emulated):
+    """BF16 with the FP32 sums of x86's matrix tiles (TDPBF16PS), to their order.
+
+    Of every 32 of K the even and the odd products are added up by themselves, then to each other, then to the sum.
+    """
+
+    DEPTH = 32
+
+    def __init__(self) -> None:
+        super().__init__("bf16")
+
+    def product(self, operand: Operand, name: str, weight: Tensor, scheme: Scheme) -> Tensor:
+        """As in `Emulated`."""
+        assert isinstance(operand, Tensor)
+        return self._sum(operand, self.table(weight))
+
+    def plain_linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As in `Emulated`."""
+        operand = self.store(x.reshape(-1, x.shape[-1]))
+        total = self._sum(operand, self.table(weight)).view(*x.shape[:-1], weight.shape[0])
+        return total if bias is None else total + bias.float()
+
+    def _sum(self, x: Tensor, weight: Tensor) -> Tensor:
+        total = x.new_zeros(len(x), len(weight))
+        for begin in range(0, x.shape[1], self.DEPTH):
+            # Products of two BF16 values are exact in FP32.
+            terms = [x[:, k, None] * weight[None, :, k] for k in range(begin, min(begin + self.DEPTH, x.shape[1]))]
+            even, odd = (sum(terms[first::2], torch.zeros_like(total)) for first in (0, 1))
+            total = total + (even + odd)
+        return total
 
 
 def open_engine(case: Case, directory: Path, name: str = "fp32", **settings: Any) -> Engine:
