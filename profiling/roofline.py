@@ -233,6 +233,10 @@ def read_ceilings(source: str | None) -> tuple[dict[str, float], str]:
     if source in DATASHEETS:
         return DATASHEETS[source], f"datasheet, {source} SXM"
     file = Path(source) if source else MEASURED
+    if not file.is_file():
+        raise SystemExit(
+            f"[roofline] got ceilings {source!r}, want {' or '.join(DATASHEETS)}, or a file of bench_ops.py."
+        )
     raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     measured = {unit: float(rate) for unit, rate in raw["ceilings"].items()}
     device = raw["facts"].get("device", "no GPU")

@@ -107,6 +107,11 @@ def test_ceilings_are_those_of_a_datasheet(card: str) -> None:
     assert read_ceilings(card) == (DATASHEETS[card], f"datasheet, {card} SXM")
 
 
+def test_ceilings_of_nowhere_are_refused() -> None:
+    with pytest.raises(SystemExit, match=r"got ceilings 'X1', want H100 or H200, or a file of bench_ops\.py"):
+        read_ceilings("X1")
+
+
 # --- correctness checks ---
 
 
