@@ -1,6 +1,7 @@
 // What a norm is to its kernels.
 #pragma once
 
+#include "backends/cuda/alignment.h"
 #include "backends/cuda/kernels/rms_norm.cuh"
 #include "backends/cuda/row_launch.h"
 #include "ops/rms_norm.h"
@@ -10,9 +11,8 @@ namespace onerec::cuda {
 // All groups are whole vectors, of x's elements, at multiples of 16 bytes; codes at multiples of a vector's elements.
 inline bool norms_vectors(const RmsNormParams& p) {
   const std::int64_t elements = vector_elements(p.x.dtype);
-  return p.width % elements == 0 && rows_aligned(p.x, elements) &&
-         reinterpret_cast<std::uintptr_t>(p.gamma) % 16 == 0 && countable(p.rows.capacity, p.groups) &&
-         (p.y.data == nullptr || rows_aligned(p.y, elements)) &&
+  return p.width % elements == 0 && rows_aligned(p.x, elements) && at_vector(p.gamma) &&
+         countable(p.rows.capacity, p.groups) && (p.y.data == nullptr || rows_aligned(p.y, elements)) &&
          (p.quantized.values.data == nullptr || rows_aligned(p.quantized.values, elements)) &&
          (p.quantized_blocks.values.data == nullptr || rows_aligned(p.quantized_blocks.values, elements));
 }
