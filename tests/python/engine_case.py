@@ -71,7 +71,7 @@ def emulated(name: str, **settings: Any) -> Emulated:
 
 
 class SummedInTiles(Emulated):
-    """BF16 with the FP32 sums of x86's matrix tiles (TDPBF16PS), to their order.
+    """BF16 with the FP32 sums of x86's matrix tiles (TDPBF16PS) in their order.
 
     Of every 32 of K the even and the odd products are added up by themselves, then to each other, then to the sum.
     """

@@ -114,19 +114,18 @@ def sized(request: pytest.FixtureRequest) -> Case:
 def test_free_running_differences(tmp_path: Path, sized: Case, precision: str):
     """Both sides round their own values; a format moves the scores far more than the two differ, and to neither side.
 
-    Wherever a sum lies between two BF16 numbers its order decides, and what follows is another model's. Two references
-    of different orders differ by 0.1 to 0.25 of what BF16 does; so the engine is held against that of its own order.
+    Where a sum lies close to the middle between two BF16 numbers, its order decides, and the scores follow: references
+    of different orders may differ by more than this allows. The engine is held against the nearer one of two orders.
     """
     got, want = scores(sized, tmp_path, precision)
     difference = got - want
-    if precision == "bf16":
-        in_tiles = got - summed(sized.reference(SummedInTiles()))
-        difference = min(difference, in_tiles, key=lambda values: np.abs(values).mean())
     if precision == "fp32":
         assert np.abs(difference).max() <= 2e-4
         return
     if precision == "bf16":
         assert np.abs(difference).mean() <= 1e-2
+        in_tiles = got - summed(sized.reference(SummedInTiles()))
+        difference = min(difference, in_tiles, key=lambda values: np.abs(values).mean())
     noise = np.abs(want - summed(sized.reference(emulated("fp32")))).mean()
     assert np.abs(difference).mean() <= 0.2 * noise
     # A request's tuples share its context, so that requests are the independent samples.

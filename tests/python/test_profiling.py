@@ -303,6 +303,15 @@ def test_a_sanitizer_out_of_time_takes_its_test_with_it(tmp_path: Path) -> None:
     assert not status.exists() or status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
 
 
+def test_the_page_says_where_the_copy_is_no_ceiling() -> None:
+    row = {"contestant": "ours", "op": "swiglu to BF16", "bytes": 6e8, "seconds": 2e-4}
+    ops = {"ceilings": {"copy": 2.5e12}, "facts": {"l2_bytes": 5e7}, "rows": [row]}
+    assert "swiglu to BF16 of ours moves 3.00 TB/s" in gpu_page.beyond_copy(ops)
+    others = [row | change for change in ({"contestant": "torch"}, {"op": "self-attention"}, {"bytes": 4e7})]
+    for rows in ([], [row | {"seconds": 3e-4}], [row | {"seconds": None}], others):
+        assert gpu_page.beyond_copy(ops | {"rows": rows}) == ""
+
+
 def test_the_gpu_page_says_what_the_figures_say() -> None:
     results = PROFILING / "results"
 
