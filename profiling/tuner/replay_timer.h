@@ -1,9 +1,10 @@
-// The time of a kernel inside a CUDA graph.
+// The time of kernels inside a CUDA graph.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "backends/cuda/cuda_device.h"
@@ -24,31 +25,53 @@ class ReplayTimer {
   ReplayTimer(const ReplayTimer&) = delete;
   ReplayTimer& operator=(const ReplayTimer&) = delete;
 
-  // Of one call: issue(i) issues the i-th of `calls`, all of which one graph holds. The median of some replays.
+  // One more contestant: issue(i) issues the i-th of `calls`, all of which one graph holds.
   template <class Issue>
-  double microseconds(int calls, const Issue& issue) {
+  void add(int calls, const Issue& issue) {
     stream_.begin_recording();
     for (int i = 0; i < calls; ++i) issue(i);
-    const auto recording = stream_.end_recording();
-    recording->replay(stream_);
-    std::vector<float> times;
-    for (int i = 0; i < kReplays; ++i) {
-      check(cudaEventRecord(start_, stream_.handle()), "time a replay");
-      recording->replay(stream_);
-      check(cudaEventRecord(stop_, stream_.handle()), "time a replay");
-      check(cudaEventSynchronize(stop_), "time a replay");
-      float milliseconds = 0.0f;
-      check(cudaEventElapsedTime(&milliseconds, start_, stop_), "time a replay");
-      times.push_back(milliseconds);
+    contestants_.push_back({calls, stream_.end_recording(), {}});
+  }
+
+  // Microseconds of one call of each, in the order in which they were added, who are then gone: medians of replays.
+  // They take turns, so that all meet the chip as hot, and its clock as low, as the others do.
+  std::vector<double> microseconds() {
+    for (int round = -1; round < kReplays; ++round) {
+      for (Contestant& contestant : contestants_) {
+        const float milliseconds = replay(*contestant.recording);
+        if (round >= 0) contestant.times.push_back(milliseconds);
+      }
     }
-    std::sort(times.begin(), times.end());
-    return 1e3 * static_cast<double>(times[kReplays / 2]) / calls;
+    std::vector<double> out;
+    for (Contestant& contestant : contestants_) {
+      std::sort(contestant.times.begin(), contestant.times.end());
+      out.push_back(1e3 * static_cast<double>(contestant.times[kReplays / 2]) / contestant.calls);
+    }
+    contestants_.clear();
+    return out;
   }
 
  private:
   static constexpr int kReplays = 7;
 
+  struct Contestant {
+    int calls;
+    std::unique_ptr<Recording> recording;
+    std::vector<float> times;  // milliseconds
+  };
+
+  float replay(Recording& recording) {
+    check(cudaEventRecord(start_, stream_.handle()), "time a replay");
+    recording.replay(stream_);
+    check(cudaEventRecord(stop_, stream_.handle()), "time a replay");
+    check(cudaEventSynchronize(stop_), "time a replay");
+    float milliseconds = 0.0f;
+    check(cudaEventElapsedTime(&milliseconds, start_, stop_), "time a replay");
+    return milliseconds;
+  }
+
   CudaStream& stream_;
+  std::vector<Contestant> contestants_;
   cudaEvent_t start_ = nullptr;
   cudaEvent_t stop_ = nullptr;
 };

@@ -1,9 +1,9 @@
 // Times every kernel of the dense matrix product on shapes read from standard input, one per line: the types
 // (fp8_bf16, bf16_bf16 or bf16_f32), outputs, inputs, rows. Prints a JSON object per kernel and shape:
 // microseconds of one call (the median of replays of a CUDA graph whose calls read weights from memory, not from the
-// cache), and the largest difference from the first kernel's y, in its first and last rows, over that y's largest
-// magnitude. Types fp8_swiglu: the product of gates and ups with SwiGLU and the quantisation of its result; the first
-// kernel, -1, is what linear() and swiglu() take one after the other.
+// cache; a shape's kernels take turns), and the largest difference from the first kernel's y, in its first and last
+// rows, over that y's largest magnitude. Types fp8_swiglu: the product of gates and ups with SwiGLU and the
+// quantisation of its result; the first kernel, -1, is what linear() and swiglu() take one after the other.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -54,6 +54,7 @@ class Tuner {
     const GemmTypes wanted = fp8 ? GemmTypes::kFp8ToBf16 : wide ? GemmTypes::kBf16ToF32 : GemmTypes::kBf16ToBf16;
     const int modelled = model_gemm({wanted, rows, outputs, inputs, multiprocessors_});
     std::vector<float> reference;
+    std::vector<Measured> measured;
     for (int config = kPlainGemm; config < kGemmConfigCount; ++config) {
       const bool built = config == kPlainGemm
                              ? rows <= kMostPlainRows || modelled == kPlainGemm
@@ -64,14 +65,13 @@ class Tuner {
       linear_with(*stream_, params, config, multiprocessors_);
       const std::vector<float> result = ends(y->data(), rows, outputs, wide);
       if (reference.empty()) reference = result;
-      const double us = microseconds([&](const LinearWeight* weight) {
+      record([&](const LinearWeight* weight) {
         params.weight = weight;
         linear_with(*stream_, params, config, multiprocessors_);
       });
-      print(types, outputs, inputs, rows, config, gemm_name(config), us, difference(result, reference),
-            config == modelled);
+      measured.push_back({config, gemm_name(config), difference(result, reference), config == modelled});
     }
-    std::fflush(stdout);
+    print(types.c_str(), outputs, inputs, rows, measured);
   }
 
   void tune_swiglu(std::int64_t outputs, std::int64_t inputs, std::int64_t rows) {
@@ -116,6 +116,7 @@ class Tuner {
     const auto y = backend_->device().allocate(static_cast<std::size_t>(rows * width) * 2);
     const Matrix values{y->data(), DType::kBF16, rows, width, width};
     std::vector<float> reference;
+    std::vector<Measured> measured;
     for (int config = kUnfused; config < kSwigluConfigCount; ++config) {
       stream_->fill(y->data(), 0xff, y->bytes());
       issue(config, weights_.front().get());
@@ -126,24 +127,36 @@ class Tuner {
       }
       const std::vector<float> result = ends(y->data(), rows, width, false);
       if (reference.empty()) reference = result;
-      const double us = microseconds([&](const LinearWeight* weight) { issue(config, weight); });
-      print("fp8_swiglu", outputs, inputs, rows, config,
-            config == kUnfused ? "linear, swiglu" : swiglu_gemm_name(config), us, difference(result, reference),
-            config == select_swiglu_gemm(shape));
+      record([&](const LinearWeight* weight) { issue(config, weight); });
+      measured.push_back({config, config == kUnfused ? "linear, swiglu" : swiglu_gemm_name(config),
+                          difference(result, reference), config == select_swiglu_gemm(shape)});
     }
-    std::fflush(stdout);
+    print("fp8_swiglu", outputs, inputs, rows, measured);
   }
 
  private:
   static constexpr int kUnfused = -1;
 
-  static void print(const std::string& types, std::int64_t outputs, std::int64_t inputs, std::int64_t rows, int config,
-                    const std::string& name, double us, double off, bool modelled) {
-    std::printf(
-        "{\"types\": \"%s\", \"outputs\": %lld, \"inputs\": %lld, \"rows\": %lld, \"config\": %d, \"name\": \"%s\", "
-        "\"us\": %.3f, \"difference\": %.2e, \"modelled\": %s}\n",
-        types.c_str(), static_cast<long long>(outputs), static_cast<long long>(inputs), static_cast<long long>(rows),
-        config, name.c_str(), us, off, modelled ? "true" : "false");
+  // A kernel whose calls timer_ holds.
+  struct Measured {
+    int config;
+    std::string name;
+    double off;  // difference()
+    bool modelled;
+  };
+
+  void print(const char* types, std::int64_t outputs, std::int64_t inputs, std::int64_t rows,
+             const std::vector<Measured>& measured) {
+    const std::vector<double> us = timer_.microseconds();
+    for (std::size_t i = 0; i < measured.size(); ++i) {
+      const Measured& m = measured[i];
+      std::printf(
+          "{\"types\": \"%s\", \"outputs\": %lld, \"inputs\": %lld, \"rows\": %lld, \"config\": %d, \"name\": \"%s\", "
+          "\"us\": %.3f, \"difference\": %.2e, \"modelled\": %s}\n",
+          types, static_cast<long long>(outputs), static_cast<long long>(inputs), static_cast<long long>(rows),
+          m.config, m.name.c_str(), us[i], m.off, m.modelled ? "true" : "false");
+    }
+    std::fflush(stdout);
   }
 
   void make_weights(bool fp8, std::int64_t outputs, std::int64_t inputs) {
@@ -223,12 +236,11 @@ class Tuner {
     return worst / std::max(largest, 1e-30);
   }
 
-  // Of issue(weight), which issues one call.
+  // issue(weight) issues one call.
   template <class Issue>
-  double microseconds(const Issue& issue) {
+  void record(const Issue& issue) {
     const int calls = static_cast<int>(weights_.size()) * (weights_.size() < 16 ? 4 : 1);
-    return timer_.microseconds(calls,
-                               [&](int i) { issue(weights_[static_cast<std::size_t>(i) % weights_.size()].get()); });
+    timer_.add(calls, [&](int i) { issue(weights_[static_cast<std::size_t>(i) % weights_.size()].get()); });
   }
 
   std::unique_ptr<Backend> backend_;

@@ -258,7 +258,8 @@ class Tuner {
 
   template <class Run>
   double microseconds(const Run& run) {
-    return timer_.microseconds(kCalls, [&](int) { run(); });
+    timer_.add(kCalls, [&](int) { run(); });
+    return timer_.microseconds().front();
   }
 
   Model model_;

@@ -36,49 +36,65 @@ std::vector<std::int64_t> rows_of_box(const WeightBoxes& boxes, std::int64_t gro
 // What a thread holds: lane % 4 = q has columns 8i + 2q and 8i + 2q + 1 of the instruction.
 std::int64_t instruction_column(int i, int q, int b) { return 8 * i + 2 * q + b; }
 
-TEST(DirectTiles, AThreadHoldsEightNeighbouringOutputs) {
+constexpr int kVectors[] = {kResultVector, kResultVector / 2};
+
+TEST(DirectTiles, AThreadHoldsNeighbouringOutputs) {
   constexpr std::int64_t kOutputs = 352;
-  const WeightBoxes boxes = weight_boxes(DirectResult::kValues, kOutputs, 256);
-  for (const std::int64_t first_group : {0, 4, 8}) {
-    const std::vector<std::int64_t> rows = rows_of_box(boxes, first_group);
-    ASSERT_EQ(rows.size(), 256U);
-    for (int q = 0; q < 4; ++q) {
-      for (int i = 0; i < 32; ++i) {
-        for (int b = 0; b < 2; ++b) {
-          // The kernel stores sum i % 4 * 2 + b of a group behind the thread's first column, 8q.
-          const std::int64_t output = first_group * 32 + i / 4 * 32 + 8 * q + i % 4 * 2 + b;
-          const auto place = static_cast<std::size_t>(instruction_column(i, q, b));
-          EXPECT_EQ(rows[place], output < kOutputs ? output : -1) << q << " " << i << " " << b;
+  for (const int vector : kVectors) {
+    const int columns = group_columns(vector);
+    const WeightBoxes boxes = weight_boxes(DirectResult::kValues, vector, kOutputs, 256);
+    for (const std::int64_t first : {0, 128, 256}) {
+      const std::vector<std::int64_t> rows = rows_of_box(boxes, first / columns);
+      ASSERT_EQ(rows.size(), 256U);
+      const int steps = vector / 2;  // columns 8i of the instruction that are a group's
+      for (int q = 0; q < 4; ++q) {
+        for (int i = 0; i < 32; ++i) {
+          for (int b = 0; b < 2; ++b) {
+            // The kernel stores sum i % steps * 2 + b of a group behind the thread's first column.
+            const std::int64_t output = first + i / steps * columns + vector * q + i % steps * 2 + b;
+            const auto place = static_cast<std::size_t>(instruction_column(i, q, b));
+            EXPECT_EQ(rows[place], output < kOutputs ? output : -1) << vector << " " << q << " " << i << " " << b;
+          }
         }
       }
     }
   }
 }
 
-TEST(DirectTiles, AThreadHoldsGatesAndUpsOfEightNeighbouringColumns) {
+TEST(DirectTiles, AThreadHoldsGatesAndUpsOfNeighbouringColumns) {
   constexpr std::int64_t kWidth = 160;
-  const WeightBoxes boxes = weight_boxes(DirectResult::kSwigluValues, 2 * kWidth, 128);
-  for (const std::int64_t first_group : {0, 2, 4}) {
-    const std::vector<std::int64_t> rows = rows_of_box(boxes, first_group);
-    ASSERT_EQ(rows.size(), 128U);
-    for (int q = 0; q < 4; ++q) {
-      for (int i = 0; i < 16; ++i) {
-        const std::int64_t hidden = first_group * 32 + i / 8 * 32 + 8 * q + i % 8;
-        const std::int64_t gate = rows[static_cast<std::size_t>(instruction_column(i, q, 0))];
-        const std::int64_t up = rows[static_cast<std::size_t>(instruction_column(i, q, 1))];
-        EXPECT_EQ(gate, hidden < kWidth ? hidden : -1) << q << " " << i;
-        EXPECT_EQ(up, hidden < kWidth ? kWidth + hidden : -1) << q << " " << i;
+  for (const int vector : kVectors) {
+    const int columns = group_columns(vector);
+    const WeightBoxes boxes = weight_boxes(DirectResult::kSwigluValues, vector, 2 * kWidth, 128);
+    for (const std::int64_t first : {0, 64, 128}) {
+      const std::vector<std::int64_t> rows = rows_of_box(boxes, first / columns);
+      ASSERT_EQ(rows.size(), 128U);
+      for (int q = 0; q < 4; ++q) {
+        for (int i = 0; i < 16; ++i) {
+          const std::int64_t hidden = first + i / vector * columns + vector * q + i % vector;
+          const std::int64_t gate = rows[static_cast<std::size_t>(instruction_column(i, q, 0))];
+          const std::int64_t up = rows[static_cast<std::size_t>(instruction_column(i, q, 1))];
+          EXPECT_EQ(gate, hidden < kWidth ? hidden : -1) << vector << " " << q << " " << i;
+          EXPECT_EQ(up, hidden < kWidth ? kWidth + hidden : -1) << vector << " " << q << " " << i;
+        }
       }
     }
   }
+}
+
+TEST(DirectTiles, VectorsFillATile) {
+  EXPECT_EQ(vector_columns(256), 8);
+  EXPECT_EQ(vector_columns(96), 8);
+  EXPECT_EQ(vector_columns(112), 4);
+  EXPECT_EQ(vector_columns(80), 4);
 }
 
 // Parts of a tile that the blocks of a cluster bring are the rows of the whole tile.
 TEST(DirectTiles, PartsAreWholeGroups) {
   for (const DirectResult result : {DirectResult::kValues, DirectResult::kSwigluValues}) {
     for (const int blocks : {2, 4}) {
-      const std::vector<std::int64_t> whole = rows_of_box(weight_boxes(result, 1024, 256), 2);
-      const WeightBoxes part = weight_boxes(result, 1024, 256 / blocks);
+      const std::vector<std::int64_t> whole = rows_of_box(weight_boxes(result, kResultVector, 1024, 256), 2);
+      const WeightBoxes part = weight_boxes(result, kResultVector, 1024, 256 / blocks);
       std::vector<std::int64_t> joined;
       for (int block = 0; block < blocks; ++block) {
         const std::vector<std::int64_t> rows = rows_of_box(part, 2 + block * part.box[3]);

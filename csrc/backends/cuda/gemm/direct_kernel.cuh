@@ -3,10 +3,13 @@
 // A tile is 128 tokens x up to 256 outputs. Two warpgroups multiply 64 tokens each with all of the tile's weights; sums
 // stay in the tensor cores' registers over all of K. Where the time goes otherwise:
 // * What tiles take from the L2 cache: the blocks of a cluster have neighbouring tokens and the same weights, of which
-//   each brings a part to all of them.
-// * Results: stored from registers, 16 bytes per thread and 64 of a row at a time, since the copy engine brings the
-//   weights in the order in which this comes out (direct_tiles.h). No shared memory, and no barrier between the
-//   warpgroups.
+//   each brings a part to all of them, or all of every other step.
+// * Results: stored from registers, 8 or 16 bytes per thread and four times that of a row at a time, since the copy
+//   engine brings the weights in the order in which this comes out (direct_tiles.h). No shared memory, and no barrier
+//   between the warpgroups.
+// * Multiprocessors without a tile: 512 rows x 14336 outputs are 224 tiles of 256 outputs, two each for 92 of 132
+//   multiprocessors and one for the others. In 256 tiles of 224 outputs nearly all have two, which are smaller. Hence
+//   several widths.
 // * The end of a tile, where the tensor cores have nothing to do: sums are scaled and rounded, no more. Storing them,
 //   and SwiGLU, wait until the next tile's products are under way; a residual comes through the ring as one more step
 //   of the tile; where the next tile is the loading thread has worked out. The second warpgroup is a step behind the

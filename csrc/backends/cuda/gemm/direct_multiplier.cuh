@@ -1,6 +1,9 @@
 // The direct kernel's warpgroups: products in the tensor cores, results from their registers.
 #pragma once
 
+#include <cute/arch/mma_sm90_gmma.hpp>
+#include <cute/arch/mma_sm90_gmma_ext.hpp>
+
 #include "backends/cuda/gemm/direct_ring.cuh"
 #include "backends/cuda/gemm/product_swiglu.cuh"
 #include "backends/cuda/gemm/shared_words.cuh"
@@ -13,7 +16,11 @@ struct DirectAtom;
 template <>
 struct DirectAtom<128> : gmma::MMA_64x128x32_F32E4M3E4M3_SS_TN<> {};
 template <>
+struct DirectAtom<160> : gmma::MMA_64x160x32_F32E4M3E4M3_SS_TN<> {};
+template <>
 struct DirectAtom<192> : gmma::MMA_64x192x32_F32E4M3E4M3_SS_TN<> {};
+template <>
+struct DirectAtom<224> : gmma::MMA_64x224x32_F32E4M3E4M3_SS_TN<> {};
 template <>
 struct DirectAtom<256> : gmma::MMA_64x256x32_F32E4M3E4M3_SS_TN<> {};
 
@@ -27,9 +34,39 @@ __device__ __forceinline__ void copy_to_shared(float* shared, const float* from,
 
 __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// 16 bytes at once: the compiler splits some of what store_vector() asks for.
-__device__ __forceinline__ void store_whole(__nv_bfloat16* to, uint4 v) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+// BF16 values of neighbouring columns, in pairs.
+template <int kColumns>
+struct DirectVector {
+  std::uint32_t words[kColumns / 2];
+};
+
+template <int kColumns>
+__device__ __forceinline__ DirectVector<kColumns> rounded(const float (&values)[kColumns]) {
+  DirectVector<kColumns> v;
+#pragma unroll
+  for (int i = 0; i < kColumns / 2; ++i) {
+    v.words[i] = bits_as<std::uint32_t>(__floats2bfloat162_rn(values[2 * i], values[2 * i + 1]));
+  }
+  return v;
+}
+
+// At once: the compiler splits some of what store_vector() asks for.
+__device__ __forceinline__ void store_whole(__nv_bfloat16* to, const DirectVector<8>& v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.words[0]), "r"(v.words[1]), "r"(v.words[2]),
+               "r"(v.words[3])
+               : "memory");
+}
+__device__ __forceinline__ void store_whole(__nv_bfloat16* to, const DirectVector<4>& v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.words[0]), "r"(v.words[1]) : "memory");
+}
+
+__device__ __forceinline__ void load_shared(std::uint32_t from, DirectVector<8>& v) {
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+               : "r"(from));
+}
+__device__ __forceinline__ void load_shared(std::uint32_t from, DirectVector<4>& v) {
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.words[0]), "=r"(v.words[1]) : "r"(from));
 }
 
 template <class Tile>
@@ -80,7 +117,8 @@ class DirectMultiplier {
   static constexpr int kLanes = 32;
   static constexpr int kLeadBarrier = 1;
   static constexpr int kWarpRows = 16;
-  static constexpr int kVectorColumns = 8;  // of the result: 16 bytes
+  static constexpr int kVector = Tile::kVector;  // neighbouring columns of the result
+  using Vector = DirectVector<kVector>;
 
   // What is left of a thread's last tile, rounded to BF16: kValues: y; kSwigluValues: pairs of gate and up. The rest is
   // done while the next tile's first steps are multiplied.
@@ -91,7 +129,7 @@ class DirectMultiplier {
     __nv_bfloat162 largest;  // kSwigluValues: magnitudes of the thread's columns in its two rows, as far as known
 
     static constexpr int kNone = -1;
-    static_assert(kResultGroup % 4 == 0, "a column leaves room for two bits");
+    static_assert(Tile::kGroupColumns % 4 == 0, "a column leaves room for two bits");
 
     __device__ __forceinline__ void set_place(const DirectOrigin& tile) {
       row = tile.row + row_in_tile();
@@ -201,34 +239,31 @@ class DirectMultiplier {
     place_.advance();
   }
 
-  // Of the thread's 8 columns of a group: where they begin.
+  // Of the thread's columns of a group: where they begin.
   __device__ __forceinline__ int first_column(int group) const {
-    return group * kResultGroup + lane_ % 4 * kVectorColumns;
+    return group * Tile::kGroupColumns + lane_ % 4 * kVector;
   }
 
-  __device__ __forceinline__ static void hold(uint4 vector, int group, int half, Results& results) {
-    std::uint32_t* const words = results.words + (group * 2 + half) * 4;
-    words[0] = vector.x;
-    words[1] = vector.y;
-    words[2] = vector.z;
-    words[3] = vector.w;
+  __device__ __forceinline__ static void hold(const Vector& vector, int group, int half, Results& results) {
+#pragma unroll
+    for (int i = 0; i < kVector / 2; ++i) results.words[(group * 2 + half) * (kVector / 2) + i] = vector.words[i];
   }
-  __device__ __forceinline__ static uint4 held(int group, int half, const Results& results) {
-    const std::uint32_t* const words = results.words + (group * 2 + half) * 4;
-    return make_uint4(words[0], words[1], words[2], words[3]);
+  __device__ __forceinline__ static Vector held(int group, int half, const Results& results) {
+    Vector vector;
+#pragma unroll
+    for (int i = 0; i < kVector / 2; ++i) vector.words[i] = results.words[(group * 2 + half) * (kVector / 2) + i];
+    return vector;
   }
 
-  __device__ __forceinline__ static void read_vector(const float* from, float (&values)[kVectorColumns]) {
-    const float4 low = *reinterpret_cast<const float4*>(from);
-    const float4 high = *reinterpret_cast<const float4*>(from + 4);
-    values[0] = low.x;
-    values[1] = low.y;
-    values[2] = low.z;
-    values[3] = low.w;
-    values[4] = high.x;
-    values[5] = high.y;
-    values[6] = high.z;
-    values[7] = high.w;
+  __device__ __forceinline__ static void read_vector(const float* from, float (&values)[kVector]) {
+#pragma unroll
+    for (int i = 0; i < kVector; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(from + i);
+      values[i] = four.x;
+      values[i + 1] = four.y;
+      values[i + 2] = four.z;
+      values[i + 3] = four.w;
+    }
   }
 
   template <bool kBiased>
@@ -245,7 +280,8 @@ class DirectMultiplier {
         const std::uint32_t residual = shared_address(shared_.residual(place_.step, 0)) + row * kTileRowBytes;
 #pragma unroll
         for (int i = group; i < group + Tile::kAddedGroups && i < Tile::kGroups; ++i) {
-          make_group<kBiased>(i, residual + (i - group) / 2 * Tile::kPanelBytes, sums, row_scales, results);
+          make_group<kBiased>(i, residual + (i - group) / Tile::kPanelGroups * Tile::kPanelBytes, sums, row_scales,
+                              results);
         }
         release(place_.step);
         place_.advance();
@@ -260,47 +296,45 @@ class DirectMultiplier {
     if (kBiased && !Tile::kSwiglu) results.column = results.tile_column();
   }
 
-  // `residual`: the thread's first row of 64 columns, of which the group is one half.
+  // `residual`: the thread's first row of the panel that the group is a part of.
   template <bool kBiased>
   __device__ __forceinline__ void make_group(int group, std::uint32_t residual, const float (&sums)[Tile::kSums],
                                              const float (&row_scales)[2], Results& results) const {
     const int first = first_column(group);
-    float scales[kVectorColumns];
-    float bias[kVectorColumns] = {};
+    float scales[kVector];
+    float bias[kVector] = {};
     read_vector(scales_ + first, scales);
     if constexpr (kBiased) read_vector(scales_ + Tile::kOutputs + first, bias);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float values[kVectorColumns];
+      float values[kVector];
 #pragma unroll
-      for (int i = 0; i < kVectorColumns; ++i) {
-        const float sum = __fmul_rn(scales[i], sums[group * 16 + i / 2 * 4 + half * 2 + i % 2]);
+      for (int i = 0; i < kVector; ++i) {
+        const float sum = __fmul_rn(scales[i], sums[group * 2 * kVector + i / 2 * 4 + half * 2 + i % 2]);
         values[i] = kBiased ? fmaf(row_scales[half], sum, bias[i]) : __fmul_rn(row_scales[half], sum);
       }
       if constexpr (Tile::kAdded) {
-        const uint4 before = residual_vector(residual + half * 8 * kTileRowBytes, group);
-        const std::uint32_t pairs[4] = {before.x, before.y, before.z, before.w};
+        const Vector before = residual_vector(residual + half * 8 * kTileRowBytes, group);
 #pragma unroll
-        for (int i = 0; i < kVectorColumns; i += 2) {
-          values[i] = __fadd_rn(bits_as<float>(pairs[i / 2] << 16), values[i]);
-          values[i + 1] = __fadd_rn(bits_as<float>(pairs[i / 2] & 0xffff0000u), values[i + 1]);
+        for (int i = 0; i < kVector; i += 2) {
+          values[i] = __fadd_rn(bits_as<float>(before.words[i / 2] << 16), values[i]);
+          values[i + 1] = __fadd_rn(bits_as<float>(before.words[i / 2] & 0xffff0000u), values[i + 1]);
         }
       }
       if (kBiased || group < Tile::kStoredGroups) {
-        store_group(pack<__nv_bfloat16>(values), group, half, results);
+        store_group(rounded(values), group, half, results);
       } else {
-        hold(pack<__nv_bfloat16>(values), group, half, results);
+        hold(rounded(values), group, half, results);
       }
     }
   }
 
-  // Of a row of 128 bytes as the copy engine's swizzle leaves it. The thread's rows are lane / 4 of groups of eight.
-  __device__ __forceinline__ uint4 residual_vector(std::uint32_t row, int group) const {
-    const std::uint32_t chunk = static_cast<std::uint32_t>((group % 2 * 4 + lane_ % 4) ^ (lane_ / 4));
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(row + chunk * 16));
+  // Of a row of 128 bytes as the copy engine's swizzle leaves it: 16 bytes at a time. The thread's rows are lane / 4 of
+  // groups of eight.
+  __device__ __forceinline__ Vector residual_vector(std::uint32_t row, int group) const {
+    const int byte = (group % Tile::kPanelGroups * Tile::kGroupColumns + lane_ % 4 * kVector) * 2;
+    Vector v;
+    load_shared(row + static_cast<std::uint32_t>(byte ^ lane_ / 4 * 16), v);
     return v;
   }
 
@@ -310,10 +344,10 @@ class DirectMultiplier {
 #pragma unroll
     for (int group = 0; group < Tile::kGroups; ++group) {
       const int first = first_column(group);
-      float gate_scales[kVectorColumns];
-      float up_scales[kVectorColumns];
-      float gate_bias[kVectorColumns] = {};
-      float up_bias[kVectorColumns] = {};
+      float gate_scales[kVector];
+      float up_scales[kVector];
+      float gate_bias[kVector] = {};
+      float up_bias[kVector] = {};
       read_vector(scales_ + first, gate_scales);
       read_vector(scales_ + Tile::kColumns + first, up_scales);
       if constexpr (kBiased) {
@@ -323,12 +357,12 @@ class DirectMultiplier {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int i = 0; i < kVectorColumns; ++i) {
-          const float* const pair = sums + group * 32 + i * 4 + half * 2;
+        for (int i = 0; i < kVector; ++i) {
+          const float* const pair = sums + group * 4 * kVector + i * 4 + half * 2;
           const float gate = __fmul_rn(gate_scales[i], pair[0]);
           const float up = __fmul_rn(up_scales[i], pair[1]);
           // Both roundings in one instruction; the conversion of a single value is far slower.
-          results.words[(group * 2 + half) * kVectorColumns + i] = bits_as<std::uint32_t>(
+          results.words[(group * 2 + half) * kVector + i] = bits_as<std::uint32_t>(
               kBiased ? __floats2bfloat162_rn(fmaf(row_scales[half], gate, gate_bias[i]),
                                               fmaf(row_scales[half], up, up_bias[i]))
                       : __floats2bfloat162_rn(__fmul_rn(row_scales[half], gate), __fmul_rn(row_scales[half], up)));
@@ -338,17 +372,17 @@ class DirectMultiplier {
   }
 
   // A vector of y, of the words of a group and row.
-  __device__ __forceinline__ uint4 vector_of(int group, int half, const Results& results) const {
+  __device__ __forceinline__ Vector vector_of(int group, int half, const Results& results) const {
     if constexpr (!Tile::kSwiglu) {
       return held(group, half, results);
     } else {
-      const std::uint32_t* const pairs = results.words + (group * 2 + half) * kVectorColumns;
-      float values[kVectorColumns];
+      const std::uint32_t* const pairs = results.words + (group * 2 + half) * kVector;
+      float values[kVector];
 #pragma unroll
-      for (int i = 0; i < kVectorColumns; ++i) {
+      for (int i = 0; i < kVector; ++i) {
         values[i] = silu_product(bits_as<float>(pairs[i] << 16), bits_as<float>(pairs[i] & 0xffff0000u));
       }
-      return pack<__nv_bfloat16>(values);
+      return rounded(values);
     }
   }
 
@@ -361,9 +395,9 @@ class DirectMultiplier {
       if (group >= Tile::kGroups) break;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint4 vector = vector_of(group, half, results);
+        const Vector vector = vector_of(group, half, results);
         store_group(vector, group, half, results);
-        for (const std::uint32_t word : {vector.x, vector.y, vector.z, vector.w}) {
+        for (const std::uint32_t word : vector.words) {
           largest[half] = __hmax2_nan(largest[half], __habs2(bits_as<__nv_bfloat162>(word)));
         }
       }
@@ -378,8 +412,8 @@ class DirectMultiplier {
     }
   }
 
-  __device__ __forceinline__ void store_group(uint4 vector, int group, int half, const Results& results) const {
-    if (!results.live(half) || results.tile_column() + group * kResultGroup >= p_.columns) return;
+  __device__ __forceinline__ void store_group(const Vector& vector, int group, int half, const Results& results) const {
+    if (!results.live(half) || results.tile_column() + group * Tile::kGroupColumns >= p_.columns) return;
     __nv_bfloat16* const row = p_.y + (results.row + half * 8) * p_.y_stride;
     store_whole(row + results.tile_column() + first_column(group), vector);
   }

@@ -45,10 +45,14 @@ struct DirectTile {
   static constexpr int kTokens = 128;
   static constexpr int kOutputs = kOutputs_;
   static constexpr int kColumns = kSwiglu ? kOutputs / 2 : kOutputs;  // of the result
-  static constexpr int kGroups = kColumns / kResultGroup;
-  static constexpr int kCluster = kCluster_;             // blocks
-  static constexpr int kPartRows = kOutputs / kCluster;  // of the tile's weights, that each of them brings
-  static constexpr int kPartGroups = kGroups / kCluster;
+  static constexpr int kVector = vector_columns(kColumns);            // neighbouring columns of a thread
+  static constexpr int kGroupColumns = group_columns(kVector);        // of the result
+  static constexpr int kGroups = kColumns / kGroupColumns;
+  static constexpr int kCluster = kCluster_;  // blocks
+  // Each of them brings a part of every step's weights; where those have no such parts, all of them in turn.
+  static constexpr bool kInTurns = kGroups % kCluster != 0;
+  static constexpr int kPartGroups = kInTurns ? kGroups : kGroups / kCluster;
+  static constexpr int kPartRows = kInTurns ? kOutputs : kOutputs / kCluster;
   static constexpr int kClusterRows = kCluster * kTokens;
   static constexpr std::uint16_t kEveryBlock = (1 << kCluster) - 1;
 
@@ -62,7 +66,8 @@ struct DirectTile {
   static constexpr int kSums = kMmaRows * kOutputs / kWarpgroupThreads;  // of a thread
   // A tile's results are finished in the first steps of the next one, so many groups in each.
   static constexpr int kStoreSteps = 4;
-  static constexpr int kStoredGroups = kAdded && kGroups > 6 ? 1 : 0;  // at once: there are no registers for them
+  // At once: there are no registers for them.
+  static constexpr int kStoredGroups = kAdded && kColumns > 192 ? 32 / kGroupColumns : 0;
   static constexpr int kStepGroups = (kGroups - kStoredGroups + kStoreSteps - 1) / kStoreSteps;
   // The first warpgroup is as many steps ahead of the second, which has the tensor cores while the first one finishes.
   static constexpr int kLead = 1;
@@ -74,9 +79,11 @@ struct DirectTile {
   static constexpr int kPartBytes = kPartRows * kTileRowBytes;
   static constexpr int kStepBytes = kTokenBytes + kWeightBytes;
   static constexpr int kScaleBytes = 2 * kOutputs * 4 + 64;
-  static constexpr int kPanelBytes = kTokens * kTileRowBytes;  // of the residual: 64 columns
-  static constexpr int kAddedGroups = 4;                       // of the residual, in one step of the ring
-  static constexpr int kTileSlots = 8;                         // more than the tiles that the ring can hold steps of
+  static constexpr int kPanelColumns = 64;  // of the residual
+  static constexpr int kPanelBytes = kTokens * kTileRowBytes;
+  static constexpr int kPanelGroups = kPanelColumns / kGroupColumns;
+  static constexpr int kAddedGroups = 2 * kPanelGroups;  // of the residual, in one step of the ring
+  static constexpr int kTileSlots = 8;                   // more than the tiles that the ring can hold steps of
   static constexpr int kAlignment = 1024;
   static constexpr int kMostSharedBytes = 227 * 1024;
   static constexpr int kFixedBytes =
@@ -86,8 +93,8 @@ struct DirectTile {
 
   static_assert(kTokens == DirectProgress::kRows, "a count of stored tiles is of one block's rows");
   static_assert(kTokens == kWarpgroups * kMmaRows, "a warpgroup's tokens are the rows of one instruction");
-  static_assert(kGroups % kCluster == 0 && kPartBytes % kAlignment == 0, "parts are whole groups of rows");
-  static_assert(2 * kPanelBytes <= kStepBytes && kGroups % 2 == 0, "two panels of the residual fit in a step");
+  static_assert(kColumns % kGroupColumns == 0 && kPartBytes % kAlignment == 0, "parts are whole groups of rows");
+  static_assert(2 * kPanelBytes <= kStepBytes, "two panels of the residual fit in a step");
   static_assert(kSteps >= 4 && kSharedBytes <= kMostSharedBytes, "the ring must fit");
 };
 
@@ -254,8 +261,10 @@ class DirectProducer {
   __device__ __forceinline__ void begin_step(int step, int k, int tile_column) const {
     std::uint64_t* const full = shared_.full + step;
     arrive_expecting(full, Tile::kStepBytes);
-    copy_groups(&p_.weights, full, shared_.weights(step) + rank_ * Tile::kPartBytes, k * kTileRowBytes,
-                tile_column * Tile::kGroups + rank_ * Tile::kPartGroups, Tile::kEveryBlock);
+    if (Tile::kInTurns && k % Tile::kCluster != rank_) return;
+    const int part = Tile::kInTurns ? 0 : rank_;
+    copy_groups(&p_.weights, full, shared_.weights(step) + part * Tile::kPartBytes, k * kTileRowBytes,
+                tile_column * Tile::kGroups + part * Tile::kPartGroups, Tile::kEveryBlock);
   }
 
   __device__ __forceinline__ void bring_tokens(int k, int first_row) {
@@ -264,15 +273,15 @@ class DirectProducer {
   }
 
   __device__ __forceinline__ void bring_residual(const DirectOrigin& tile) {
-    constexpr int kPanelColumns = 2 * kResultGroup;
-    for (int group = 0; group < Tile::kGroups; group += Tile::kAddedGroups) {
+    constexpr int kPanels = (Tile::kColumns + Tile::kPanelColumns - 1) / Tile::kPanelColumns;
+    for (int first = 0; first < kPanels; first += 2) {
       wait_barrier(shared_.empty + place_.step, place_.parity ^ 1);
-      const int panels = (group + Tile::kAddedGroups <= Tile::kGroups ? Tile::kAddedGroups : Tile::kGroups - group) / 2;
+      const int panels = kPanels - first < 2 ? 1 : 2;
       std::uint64_t* const full = shared_.full + place_.step;
       arrive_expecting(full, panels * Tile::kPanelBytes);
       for (int panel = 0; panel < panels; ++panel) {
         copy_box(&p_.residual_boxes, full, shared_.residual(place_.step, panel),
-                 tile.column + (group / 2 + panel) * kPanelColumns, tile.row);
+                 tile.column + (first + panel) * Tile::kPanelColumns, tile.row);
       }
       place_.advance();
     }

@@ -65,31 +65,38 @@ class DirectProgress {
   int rows_;
 };
 
-// The matrix instruction gives a thread with lane % 4 = q the columns 8i + 2q and 8i + 2q + 1. For 8 neighbouring
+// The matrix instruction gives a thread with lane % 4 = q the columns 8i + 2q and 8i + 2q + 1. For n neighbouring
 // columns of the result per thread, the copy engine brings the rows of W in another order: as boxes of a tensor with
 // the dimensions (b, q, i, group) besides K, whose strides are these. Column 8i + 2q + b of a group is
-//   kValues and kAddedValues: row 8q + 2i + b of the group's 32;
-//   kSwigluValues: the gate (b = 0) or the up (b = 1) of hidden column 8q + i of the group's 32.
+//   kValues and kAddedValues: row nq + 2i + b of the group's 4n;
+//   kSwigluValues: the gate (b = 0) or the up (b = 1) of hidden column nq + i of the group's 4n.
 struct WeightBoxes {
   std::int64_t extents[4];
   std::int64_t strides[4];  // in rows of W
   int box[4];
 };
 
-constexpr int kResultGroup = 32;  // columns of the result; of W's rows twice as many for kSwigluValues
-
-constexpr int group_rows(DirectResult result) {
-  return result == DirectResult::kSwigluValues ? 2 * kResultGroup : kResultGroup;
+constexpr int group_columns(int vector) { return 4 * vector; }  // of the result
+constexpr int kResultVector = 8;                                // stored as 16 bytes
+constexpr int kResultGroup = group_columns(kResultVector);
+// Of tiles whose columns are no whole groups of that size the threads have half as many.
+constexpr int vector_columns(int tile_columns) {
+  return tile_columns % kResultGroup == 0 ? kResultVector : kResultVector / 2;
+}
+constexpr int group_rows(DirectResult result, int vector) {  // of W
+  return (result == DirectResult::kSwigluValues ? 2 : 1) * group_columns(vector);
 }
 
-// Boxes of `box_rows` rows of a weight of `outputs` rows; both are multiples of group_rows().
-constexpr WeightBoxes weight_boxes(DirectResult result, std::int64_t outputs, int box_rows) {
-  const std::int64_t groups = outputs / group_rows(result);
-  const int box_groups = box_rows / group_rows(result);
+// Boxes of `box_rows` rows of a weight of `outputs` rows, for `vector` columns per thread; both are multiples of
+// group_rows().
+constexpr WeightBoxes weight_boxes(DirectResult result, int vector, std::int64_t outputs, int box_rows) {
+  const int columns = group_columns(vector);
+  const std::int64_t groups = outputs / group_rows(result, vector);
+  const int box_groups = box_rows / group_rows(result, vector);
   if (result == DirectResult::kSwigluValues) {
-    return {{2, 4, 8, groups}, {outputs / 2, 8, 1, kResultGroup}, {2, 4, 8, box_groups}};
+    return {{2, 4, vector, groups}, {outputs / 2, vector, 1, columns}, {2, 4, vector, box_groups}};
   }
-  return {{2, 4, 4, groups}, {1, 8, 2, kResultGroup}, {2, 4, 4, box_groups}};
+  return {{2, 4, vector / 2, groups}, {1, vector, 2, columns}, {2, 4, vector / 2, box_groups}};
 }
 
 }  // namespace onerec::cuda::kernels

@@ -63,6 +63,8 @@ inline constexpr int kGemmConfigCount = sizeof(kGemmConfigs) / sizeof(kGemmConfi
 inline constexpr GemmConfig kSwigluConfigs[] = {
     {GemmTypes::kFp8ToBf16, 128, 256, 128, 2, GemmSchedule::kDirect},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kDirect},
+    {GemmTypes::kFp8ToBf16, 128, 224, 128, 2, GemmSchedule::kDirect},
+    {GemmTypes::kFp8ToBf16, 128, 160, 128, 2, GemmSchedule::kDirect},
 };
 inline constexpr int kSwigluConfigCount = sizeof(kSwigluConfigs) / sizeof(kSwigluConfigs[0]);
 

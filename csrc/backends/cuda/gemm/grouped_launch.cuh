@@ -21,9 +21,9 @@ kernels::GroupedParams grouped_params(const char* op, const Params& p) {
   constexpr auto kDType = Tile::kCodes ? DType::kE4M3 : DType::kBF16;
   kernels::GroupedParams params{};
   if constexpr (Tile::kOrdered) {
-    params.weights = make_tensor_map(
-        op, weight.values(), weight.inputs,
-        kernels::weight_boxes(kernels::DirectResult::kValues, weight.experts * weight.outputs, Tile::kWeightBoxRows));
+    params.weights = make_tensor_map(op, weight.values(), weight.inputs,
+                                     kernels::weight_boxes(kernels::DirectResult::kValues, kernels::kResultVector,
+                                                           weight.experts * weight.outputs, Tile::kWeightBoxRows));
   } else {
     params.weights = make_tensor_map(op,
                                      {.data = weight.values(),

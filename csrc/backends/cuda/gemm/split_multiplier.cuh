@@ -65,10 +65,11 @@ class SplitMultiplier {
     if (live[0]) row_scales[0] = p_.token_scales[row_];
     if (live[1]) row_scales[1] = p_.token_scales[row_ + 8];
 
-    float sums[Tile::kSums];
-    multiply(sums);
+    // Early, so that it arrives while the tile is multiplied.
     Residual residual;
     load_residual(live, residual);
+    float sums[Tile::kSums];
+    multiply(sums);
     wait_mma<0>();
     pin_registers(sums);
     if (place_.depth.count > 0) release(last_step_);

@@ -20,13 +20,13 @@ constexpr DepthRange depth_range(int steps, int part, int parts) {
   return {first, static_cast<int>(static_cast<std::int64_t>(steps) * (part + 1) / parts) - first};
 }
 
-// The matrix instruction gives a thread with lane % 4 = q the columns 8i + 2q and 8i + 2q + 1. For 4 neighbouring
-// columns of y per thread, column 8i + 2q + b of a group of 16 is row 4q + 2i + b of the group (see WeightBoxes).
-constexpr int kSplitGroup = 16;
+// A thread has 4 neighbouring columns of each group of y.
+constexpr int kSplitVector = 4;
+constexpr int kSplitGroup = group_columns(kSplitVector);
 
 // Boxes of `box_rows` rows of a weight of `outputs` rows; both are multiples of kSplitGroup.
 constexpr WeightBoxes split_weight_boxes(std::int64_t outputs, int box_rows) {
-  return {{2, 4, 2, outputs / kSplitGroup}, {1, 4, 2, kSplitGroup}, {2, 4, 2, box_rows / kSplitGroup}};
+  return weight_boxes(DirectResult::kValues, kSplitVector, outputs, box_rows);
 }
 
 // The sums that a thread has of a tile come in units of one of its two rows and a group's 4 columns; those of its first
