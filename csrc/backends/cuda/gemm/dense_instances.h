@@ -20,7 +20,7 @@ struct DenseGemmCall {
   std::int64_t residual_stride = 0;
   void* y = nullptr;
   std::int64_t y_stride = 0;
-  void* progress = nullptr;  // zeros for the words of a DirectProgress; null: no codes of y. SwiGLU
+  void* progress = nullptr;  // room for the words of a DirectProgress; null: no codes of y. SwiGLU
   void* codes = nullptr;
   std::int64_t codes_stride = 0;
   float* code_scales = nullptr;

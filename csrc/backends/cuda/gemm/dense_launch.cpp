@@ -97,7 +97,6 @@ void swiglu_codes_gemm(Stream& stream, const LinearSwigluParams& params, int con
   call.codes = params.quantized.values.data;
   call.codes_stride = params.quantized.values.stride;
   call.code_scales = params.quantized.scales;
-  stream.fill(workspace.data, 0, swiglu_codes_gemm_workspace(params));
   run_direct(stream, call, direct_swiglu_fp8(kSwigluConfigs[config]), "linear_swiglu");
 }
 

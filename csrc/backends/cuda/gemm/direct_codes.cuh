@@ -17,6 +17,15 @@
 
 namespace onerec::cuda::kernels {
 
+// Makes the words of a DirectProgress 0, ahead of the kernel that counts with them. A memset between two kernels of a
+// graph would let neither start early.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) clear_progress(std::uint32_t* words, std::int64_t count) {
+  overlap_with_neighbours();
+  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < count) words[i] = 0;
+}
+
 inline constexpr int kCodingWarps = 2;    // of a block while it multiplies, 1 or 2
 inline constexpr int kCodingAhead = 5;    // vectors of a row that a lane of theirs reads at a time
 inline constexpr int kHelpingAhead = 14;  // the same of a multiplying warp that helps in the end

@@ -58,6 +58,14 @@ void run_direct(Stream& stream, const DenseGemmCall& call) {
                                    (params.columns + Tile::kColumns - 1) / Tile::kColumns);
   static const int resident = resident_clusters<Tile>(kOp);
   const int clusters = std::min({tiles.count(), resident, std::max(1, call.multiprocessors / Tile::kCluster)});
+  if constexpr (Tile::kSwiglu) {
+    if (params.codes.progress != nullptr) {
+      constexpr int kThreads = 256;
+      const std::int64_t words = kernels::DirectProgress(params.rows).words();
+      launch(stream, kOp, kernels::clear_progress<kThreads>,
+             {.grid = dim3(blocks_for(words, kThreads)), .block = dim3(kThreads)}, params.codes.progress, words);
+    }
+  }
   launch(stream, kOp, kernels::direct_kernel<Tile>,
          {.grid = dim3(static_cast<unsigned>(clusters * Tile::kCluster)),
           .block = dim3(Tile::kThreads),

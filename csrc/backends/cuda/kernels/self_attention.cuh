@@ -201,9 +201,10 @@ inline constexpr int kAttentionWarpVectors = 8;  // of a lane
 inline constexpr int kAttentionWarpThreads = 256;
 inline constexpr int kAttentionWarpBlocks = 2;  // on a multiprocessor
 
-// For many rows: a warp takes one, as much as its lanes hold of all heads at a time, the next part's loads under way
-// meanwhile. kKeys keys; a head is kLanes vectors, kLanes a power of two; all heads are at most kAttentionWarpVectors
-// vectors a lane. Aligned as above. The results have the bits of the kernel above.
+// For many rows: a warp takes one, as much as its lanes hold of all heads at a time. The next part's loads are under
+// way meanwhile, those of the next row while this one's codes are made, and which rows that one sees is known by then.
+// kKeys keys; a head is kLanes vectors, kLanes a power of two; all heads are at most kAttentionWarpVectors vectors a
+// lane. Aligned as above. The results have the bits of the kernel above.
 template <class T, int kLanes, int kKeys>
 __global__ void __launch_bounds__(kAttentionWarpThreads, kAttentionWarpBlocks)
     self_attention_warp_kernel(const __grid_constant__ SelfAttentionArguments p) {
@@ -213,27 +214,35 @@ __global__ void __launch_bounds__(kAttentionWarpThreads, kAttentionWarpBlocks)
   const std::int32_t parts = (vectors + kWarp - 1) / kWarp;
   const auto turn = static_cast<std::int32_t>(gridDim.x * blockDim.x) / kWarp;
   auto row = static_cast<std::int32_t>(blockIdx.x * blockDim.x + threadIdx.x) / kWarp;
-  for (const std::int32_t live = live_rows(p); row < live; row += turn) {
-    const T* tokens[kKeys];
+  const std::int32_t live = live_rows(p);
+  if (row >= live) return;
+  const T* tokens[kKeys];
+  const auto see = [&](const SeenRows<kKeys>& seen) {
 #pragma unroll
-    for (int s = 0; s < kKeys; ++s) tokens[s] = token_at<T>(p, s, seen_row(p, s, row));
-    const auto load = [&](int part) {
-      const std::int32_t vector = part * kWarp + lane_index();
-      HeadVectors<kKeys> held;
-      if (vector >= vectors) return held;
-      const std::int64_t shared = p.group == 1 ? static_cast<std::int64_t>(vector) * kN
-                                               : shared_column(p, vector / kLanes, vector % kLanes * kN);
-      held.query = load_vector(tokens[kKeys - 1] + static_cast<std::int64_t>(vector) * kN);
+    for (int s = 0; s < kKeys; ++s) tokens[s] = token_at<T>(p, s, seen.at[s]);
+  };
+  const auto load = [&](int part) {
+    const std::int32_t vector = part * kWarp + lane_index();
+    HeadVectors<kKeys> held;
+    if (vector >= vectors) return held;
+    const std::int64_t shared =
+        p.group == 1 ? static_cast<std::int64_t>(vector) * kN : shared_column(p, vector / kLanes, vector % kLanes * kN);
+    held.query = load_vector(tokens[kKeys - 1] + static_cast<std::int64_t>(vector) * kN);
 #pragma unroll
-      for (int s = 0; s < kKeys; ++s) {
-        held.key[s] = load_vector(tokens[s] + p.key_column + shared);
-        held.value[s] = load_vector(tokens[s] + p.value_column + shared);
-      }
-      return held;
-    };
+    for (int s = 0; s < kKeys; ++s) {
+      held.key[s] = load_vector(tokens[s] + p.key_column + shared);
+      held.value[s] = load_vector(tokens[s] + p.value_column + shared);
+    }
+    return held;
+  };
+  see(seen_rows<kKeys>(p, row));
+  HeadVectors<kKeys> held = load(0);
+  while (row < live) {
+    const std::int32_t now = row;
+    row += turn;
+    const SeenRows<kKeys> seen = row < live ? seen_rows<kKeys>(p, row) : SeenRows<kKeys>{};
     uint4 kept[kAttentionWarpVectors];
     float largest = 0.0f;
-    HeadVectors<kKeys> held = load(0);
 #pragma unroll
     for (int part = 0; part < kAttentionWarpVectors; ++part) {
       if (part >= parts) break;
@@ -245,12 +254,16 @@ __global__ void __launch_bounds__(kAttentionWarpThreads, kAttentionWarpBlocks)
       largest = max_or_nan(largest, magnitude_of(values));
       held = next;
     }
+    if (row < live) {
+      see(seen);
+      held = load(0);
+    }
     const bool coded = p.quantized.kind != Codes::kNone;
     const float scale = e4m3_scale(warp_max(largest));
     const float inverse = 1.0f / scale;
-    if (coded && lane_index() == 0) p.quantized.scales[row] = scale;
-    std::uint8_t* const codes = p.quantized.codes + static_cast<std::int64_t>(row) * p.quantized.stride;
-    T* const out = static_cast<T*>(p.out) + static_cast<std::int64_t>(row) * p.out_stride;
+    if (coded && lane_index() == 0) p.quantized.scales[now] = scale;
+    std::uint8_t* const codes = p.quantized.codes + static_cast<std::int64_t>(now) * p.quantized.stride;
+    T* const out = static_cast<T*>(p.out) + static_cast<std::int64_t>(now) * p.out_stride;
 #pragma unroll
     for (int part = 0; part < kAttentionWarpVectors; ++part) {
       const std::int32_t vector = part * kWarp + lane_index();
