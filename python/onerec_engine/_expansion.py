@@ -121,6 +121,22 @@ def _is_excluded(owner: Ints, position: Ints, beams: Beams, n: int) -> npt.NDArr
     return found
 
 
+def _joined(found: Sequence[Found], runs: Sequence[Ints], levels: int) -> Found:
+    """The results of any number of runs in the order of the requests, of which each is in one run."""
+    place = np.concatenate([np.empty(0, np.int64), *runs])
+    begins = offsets_of(np.concatenate([np.empty(0, np.int64), *(f.sizes for f in found)]))
+    starts, sizes = np.empty(place.size, np.int64), np.empty(place.size, np.int64)
+    starts[place], sizes[place] = begins[:-1], sizes_of(begins)
+    take = ranges(starts, sizes)
+    return Found(
+        items=np.concatenate([np.empty(0, np.int64), *(f.items for f in found)])[take],
+        semantic_ids=np.concatenate([np.empty((0, levels), np.int32), *(f.semantic_ids for f in found)])[take],
+        logprobs=np.concatenate([np.empty(0, np.float32), *(f.logprobs for f in found)])[take],
+        legal=np.concatenate([np.empty(0, np.bool_), *(f.legal for f in found)])[take],
+        sizes=sizes,
+    )
+
+
 def collect(found: Sequence[Found], runs: Sequence[Ints], columns: Columns, packed: Packed) -> BatchResult:
     """The results of all runs in the caller's order.
 
@@ -130,18 +146,13 @@ def collect(found: Sequence[Found], runs: Sequence[Ints], columns: Columns, pack
         columns: the batch.
         packed: the same, packed.
     """
-    place = np.concatenate([np.empty(0, np.int64), *runs])
-    begins = offsets_of(np.concatenate([np.empty(0, np.int64), *(f.sizes for f in found)]))
-    starts, sizes = np.empty(packed.size, np.int64), np.empty(packed.size, np.int64)
-    starts[place], sizes[place] = begins[:-1], sizes_of(begins)
-    take = ranges(starts, sizes)
-    levels = columns.widths.shape[1]
+    whole = found[0] if len(found) == 1 else _joined(found, runs, columns.widths.shape[1])
     return BatchResult(
-        items=np.concatenate([np.empty(0, np.int64), *(f.items for f in found)])[take],
-        semantic_ids=np.concatenate([np.empty((0, levels), np.int32), *(f.semantic_ids for f in found)])[take],
-        logprobs=np.concatenate([np.empty(0, np.float32), *(f.logprobs for f in found)])[take],
-        legal=np.concatenate([np.empty(0, np.bool_), *(f.legal for f in found)])[take],
-        offsets=offsets_of(sizes),
+        items=whole.items,
+        semantic_ids=whole.semantic_ids,
+        logprobs=whole.logprobs,
+        legal=whole.legal,
+        offsets=offsets_of(whole.sizes),
         requested=columns.num_results,
         unknown_history=packed.unknown,
         truncated=packed.truncated,

@@ -50,11 +50,16 @@ def schedule(
     size = len(widths)
     if size == 0:
         return []
+    if (
+        size <= limits.max_batch
+        and context_sizes.sum() <= limits.max_context_tokens
+        and excluded_sizes.sum() <= limits.max_excluded
+        and widths.sum(axis=0, dtype=np.int64).max() <= limits.max_rows
+    ):
+        return [np.arange(size)]
     costs = np.column_stack([widths, context_sizes, excluded_sizes]).astype(np.int64)
     levels = widths.shape[1]
     most = np.array([limits.max_rows] * levels + [limits.max_context_tokens, limits.max_excluded])
-    if size <= limits.max_batch and (costs.sum(axis=0) <= most).all():
-        return [np.arange(size)]
     order = np.lexsort((np.arange(size), -costs[:, levels], -costs[:, :levels].max(axis=1)))
     reached = np.cumsum(costs[order], axis=0)
     runs, begin, before = [], 0, np.zeros(levels + 2, np.int64)

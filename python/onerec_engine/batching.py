@@ -76,9 +76,29 @@ class Packed:
         """How many positions each request excludes, int64 [B]."""
         return sizes_of(self.excluded_offsets)
 
+    def _all_of_one_pathway(self) -> Arrays:
+        """`arrays` of all requests where their contexts are what the one pathway has: no index, no copy."""
+        (tokens,) = self.tokens
+        out: Arrays = {
+            "context_offsets": tokens.offsets.astype(np.int32),
+            "widths": self.widths,
+            "constrained": self.constrained,
+            f"{tokens.name}.positions": tokens.positions,
+            f"{tokens.name}.rows": np.arange(tokens.positions.size, dtype=np.int32),
+            f"{tokens.name}.categorical": tokens.categorical,
+            f"{tokens.name}.dense": tokens.dense,
+            "excluded": self.excluded,
+            "excluded_offsets": self.excluded_offsets.astype(np.int32),
+        }
+        if tokens.codes is not None:
+            out[f"{tokens.name}.codes"] = tokens.codes
+        return out
+
     def arrays(self, chosen: Ints) -> Arrays:
         """What `_C.Core.run` takes for the requests `chosen`, int64 [b], in that order."""
         whole = chosen.size == self.size and bool((chosen == np.arange(self.size)).all())
+        if whole and len(self.tokens) == 1:
+            return self._all_of_one_pathway()
         context_offsets = offsets_of(self.context_sizes[chosen])
         out: Arrays = {
             "context_offsets": context_offsets.astype(np.int32),
