@@ -23,6 +23,7 @@ __all__ = [
     "SIZED_MOE",
     "SIZED_PATHWAY",
     "Fed",
+    "SummedInPairs",
     "SummedInTiles",
     "captured_runs",
     "emulated",
@@ -70,16 +71,15 @@ def emulated(name: str, **settings: Any) -> Emulated:
     return Emulated("bf16" if name == "bf16" else "fp32", **settings)
 
 
-class SummedInTiles(Emulated):
-    """BF16 with the FP32 sums of x86's matrix tiles (TDPBF16PS) in their order.
-
-    Of every 32 of K the even and the odd products are added up by themselves, then to each other, then to the sum.
-    """
-
-    DEPTH = 32
+class _SummedInOrder(Emulated):
+    """BF16 with FP32 sums in an order of their own."""
 
     def __init__(self) -> None:
         super().__init__("bf16")
+
+    def add_up(self, term: Callable[[int], Tensor], depth: int, total: Tensor) -> Tensor:
+        """The sum of `depth` products, of which term(k) is the one at k, exact in FP32, from `total` = 0 on."""
+        raise NotImplementedError
 
     def product(self, operand: Operand, name: str, weight: Tensor, scheme: Scheme) -> Tensor:
         """As in `Emulated`."""
@@ -93,12 +93,37 @@ class SummedInTiles(Emulated):
         return total if bias is None else total + bias.float()
 
     def _sum(self, x: Tensor, weight: Tensor) -> Tensor:
-        total = x.new_zeros(len(x), len(weight))
-        for begin in range(0, x.shape[1], self.DEPTH):
-            # Products of two BF16 values are exact in FP32.
-            terms = [x[:, k, None] * weight[None, :, k] for k in range(begin, min(begin + self.DEPTH, x.shape[1]))]
-            even, odd = (sum(terms[first::2], torch.zeros_like(total)) for first in (0, 1))
+        return self.add_up(lambda k: x[:, k, None] * weight[None, :, k], x.shape[1], x.new_zeros(len(x), len(weight)))
+
+
+class SummedInTiles(_SummedInOrder):
+    """As x86's matrix tiles do (TDPBF16PS).
+
+    Of every 32 of K the even and the odd products are added up by themselves, then to each other, then to the sum.
+    """
+
+    DEPTH = 32
+
+    def add_up(self, term: Callable[[int], Tensor], depth: int, total: Tensor) -> Tensor:
+        """As in `_SummedInOrder`."""
+        for begin in range(0, depth, self.DEPTH):
+            end = min(begin + self.DEPTH, depth)
+            even, odd = (
+                sum((term(k) for k in range(begin + first, end, 2)), torch.zeros_like(total)) for first in (0, 1)
+            )
             total = total + (even + odd)
+        return total
+
+
+class SummedInPairs(_SummedInOrder):
+    """As x86's vectors do (VDPBF16PS): one product after the other, of two neighbours the second one first."""
+
+    def add_up(self, term: Callable[[int], Tensor], depth: int, total: Tensor) -> Tensor:
+        """As in `_SummedInOrder`."""
+        for k in range(0, depth, 2):
+            if k + 1 < depth:
+                total = total + term(k + 1)
+            total = total + term(k)
         return total
 
 
