@@ -27,9 +27,9 @@ __global__ void __launch_bounds__(kThreads) clear_progress(std::uint32_t* words,
 }
 
 inline constexpr int kCodingWarps = 2;    // of a block while it multiplies, 1 or 2
-inline constexpr int kCodingAhead = 5;    // vectors of a row that a lane of theirs reads at a time
+inline constexpr int kCodingAhead = 6;    // vectors of a row that a lane of theirs reads at a time
 inline constexpr int kHelpingAhead = 14;  // the same of a multiplying warp that helps in the end
-inline constexpr int kRowsTaken = 2;      // at a time
+inline constexpr int kRowsTaken = 4;      // at a time
 inline constexpr int kReportPause = 100;  // nanoseconds between looks
 inline constexpr int kCodingPause = 300;
 
