@@ -13,7 +13,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from gpu_facts import clocks, gpu_facts
 from op_bench.ceilings import warm_up
 from random_model import RandomEngine, RandomWeights, core_batch, random_items
 from ranges import annotate
-from roofline import floors, plan_ops, read_ceilings
+from roofline import least_milliseconds, read_ceilings
 from sizes import sized_config
 from torch import Tensor
 from verdicts import Verdict, agreement
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
                 for constrained in [False, True] if args.constrained else [False]:
                     laps, judged = loaded.compete(row, constrained)
                     outcomes += judged
-                    found: dict[str, Any] = {"row": row.name, "constrained": constrained, "laps": {}}
+                    found: dict[str, Any] = {"row": row.name, **asdict(row), "constrained": constrained, "laps": {}}
                     for lap in laps:
                         floor = loaded.floor(row, lap.name, ceilings)
                         lines.append(_line(row, constrained, lap, laps, floor))
@@ -183,8 +183,7 @@ class _Loaded:
         precision = contestant.split(" ")[-1]
         if precision not in ("bf16", "fp8"):
             return None
-        ops = plan_ops(self.config, row.batch, [self.args.width] * self.config.levels, row.context, precision)
-        return sum(op["floor"] for op in floors(ops, ceilings).values())
+        return least_milliseconds(self.config, row.batch, self.args.width, row.context, precision, ceilings)
 
     def compete(self, row: Row, constrained: bool) -> tuple[list[Lap], list[Verdict]]:
         """Times everybody in turns, after two rounds that are not counted, and compares their answers.

@@ -15,6 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from roofline import datasheet_of, least_milliseconds
+from sizes import sized_config
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/performance.md"
 
@@ -35,13 +38,18 @@ def circumstances(facts: Report) -> str:
     )
 
 
-def generations(report: Report) -> str:
-    """The table of whole generations."""
+def generations(report: Report, ceilings: dict[str, float]) -> str:
+    """The table of whole generations, ours with their floors at these rates."""
     rows = []
     for run in report["runs"]:
         rival = run["laps"].get("PyTorch, CUDA graph", {}).get("ms_median")
         for name, lap in run["laps"].items():
-            floor = lap["floor_ms"]
+            precision = name.split(" ")[-1]
+            floor = ""
+            if precision in ("bf16", "fp8"):
+                config = sized_config(run["model"], run["context"])
+                sizes = (run["batch"], report["width"], run["context"])
+                floor = f"{least_milliseconds(config, *sizes, precision, ceilings):.2f}"
             rows.append(
                 [
                     run["row"] + (", among items" if run["constrained"] else ""),
@@ -49,7 +57,7 @@ def generations(report: Report) -> str:
                     f"{lap['ms_median']:.2f}",
                     f"{lap['ms_min']:.2f}",
                     f"{lap['requests_per_second']:.0f}",
-                    "" if floor is None else f"{floor:.2f}",
+                    floor,
                     f"{rival / lap['ms_median']:.2f}" if rival else "",
                 ]
             )
@@ -124,6 +132,7 @@ def _family(op: str) -> str:
 def page(engine: Report, ladders: list[Report], ops: Report, kernels: list[tuple[str, Report]]) -> str:
     """The whole page."""
     reached = ops["ceilings"]
+    ceilings = datasheet_of(ops["facts"]["device"]) | reached
     pictures = "\n\n".join(
         f"{report['generation']}: {report['total_us'] / 1e3:.1f} ms under the profiler, "
         f"commit {report['facts']['commit']}\n\n"
@@ -144,10 +153,10 @@ measured: [profiling/README.md](../profiling/README.md).
 ```
 
 Random weights of the report's sizes; beams of {engine["width"]} at all three levels. `core` is a packed batch from host
-memory to host memory, `generate` from item ids to items. The floor is that of `profiling/roofline.py`
-({engine["ceilings"]}).
+memory to host memory, `generate` from item ids to items. The floor is that of `profiling/roofline.py` at the rates
+under [Ops](#ops).
 
-{generations(engine)}
+{generations(engine, ceilings)}
 {formats(engine)}
 The answers, compared in the same run:
 
@@ -196,12 +205,13 @@ def _steps(ladders: list[Report]) -> str:
     """The section of the ladders; nothing without them."""
     if not ladders:
         return ""
+    commands = "\n".join(_command(ladder) for ladder in ladders)
     return f"""## What each step is worth
 
 {circumstances(ladders[0]["facts"])}.
 
 ```sh
-{_command(ladders[0])}
+{commands}
 ```
 
 Every rung adds to the one before it; [profiling/ladder.py](../profiling/ladder.py) says what each is.

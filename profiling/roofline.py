@@ -22,7 +22,7 @@ from sizes import SIZES, Linear, linears, sized_config
 from onerec_engine.cli.output import table
 from onerec_engine.config import OneRecV2Config, load_config
 
-__all__ = ["DATASHEETS", "L2_BYTES", "Op", "datasheet_of", "floors", "plan_ops", "read_ceilings"]
+__all__ = ["DATASHEETS", "L2_BYTES", "Op", "datasheet_of", "floors", "least_milliseconds", "plan_ops", "read_ceilings"]
 
 # NVIDIA's figures for the SXM cards, dense, in bytes and operations per second.
 DATASHEETS = {
@@ -219,6 +219,14 @@ def floors(ops: Sequence[Op], ceilings: dict[str, float]) -> dict[str, dict[str,
         row["floor"] += 1e3 * op.floor(ceilings)
         row["streamed"] += 1e3 * op.streamed(ceilings)
     return out
+
+
+def least_milliseconds(
+    config: OneRecV2Config, batch: int, width: int, context: int, precision: str, ceilings: dict[str, float]
+) -> float:
+    """The floor of a whole generation with beams of one width at all levels."""
+    ops = plan_ops(config, batch, [width] * config.levels, context, precision)
+    return sum(op["floor"] for op in floors(ops, ceilings).values())
 
 
 def datasheet_of(device: str) -> dict[str, float]:
