@@ -33,8 +33,9 @@ int resident_clusters(const char* op) {
 
 template <class Tile>
 kernels::DirectParams direct_params(const char* op, const DenseGemmCall& call) {
-  kernels::DirectParams params = dense_params(
-      op, call, kernels::weight_boxes(Tile::kResult, Tile::kVector, call.outputs, Tile::kPartRows), Tile::kTokens);
+  kernels::DirectParams params =
+      dense_params(op, call, kernels::weight_boxes(Tile::kResult, Tile::kVectorColumns, call.outputs, Tile::kPartRows),
+                   Tile::kTokens);
   if constexpr (Tile::kAdded) {
     params.residual_boxes = make_tensor_map(
         op, {.data = call.residual, .columns = params.columns, .rows = params.rows, .row_stride = call.residual_stride},

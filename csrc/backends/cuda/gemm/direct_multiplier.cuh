@@ -117,8 +117,8 @@ class DirectMultiplier {
   static constexpr int kLanes = 32;
   static constexpr int kLeadBarrier = 1;
   static constexpr int kWarpRows = 16;
-  static constexpr int kVector = Tile::kVector;  // neighbouring columns of the result
-  using Vector = DirectVector<kVector>;
+  static constexpr int kVectorColumns = Tile::kVectorColumns;  // neighbouring columns of the result
+  using Vector = DirectVector<kVectorColumns>;
 
   // What is left of a thread's last tile, rounded to BF16: kValues: y; kSwigluValues: pairs of gate and up. The rest is
   // done while the next tile's first steps are multiplied.
@@ -241,23 +241,25 @@ class DirectMultiplier {
 
   // Of the thread's columns of a group: where they begin.
   __device__ __forceinline__ int first_column(int group) const {
-    return group * Tile::kGroupColumns + lane_ % 4 * kVector;
+    return group * Tile::kGroupColumns + lane_ % 4 * kVectorColumns;
   }
 
   __device__ __forceinline__ static void hold(const Vector& vector, int group, int half, Results& results) {
 #pragma unroll
-    for (int i = 0; i < kVector / 2; ++i) results.words[(group * 2 + half) * (kVector / 2) + i] = vector.words[i];
+    for (int i = 0; i < kVectorColumns / 2; ++i)
+      results.words[(group * 2 + half) * (kVectorColumns / 2) + i] = vector.words[i];
   }
   __device__ __forceinline__ static Vector held(int group, int half, const Results& results) {
     Vector vector;
 #pragma unroll
-    for (int i = 0; i < kVector / 2; ++i) vector.words[i] = results.words[(group * 2 + half) * (kVector / 2) + i];
+    for (int i = 0; i < kVectorColumns / 2; ++i)
+      vector.words[i] = results.words[(group * 2 + half) * (kVectorColumns / 2) + i];
     return vector;
   }
 
-  __device__ __forceinline__ static void read_vector(const float* from, float (&values)[kVector]) {
+  __device__ __forceinline__ static void read_vector(const float* from, float (&values)[kVectorColumns]) {
 #pragma unroll
-    for (int i = 0; i < kVector; i += 4) {
+    for (int i = 0; i < kVectorColumns; i += 4) {
       const float4 four = *reinterpret_cast<const float4*>(from + i);
       values[i] = four.x;
       values[i + 1] = four.y;
@@ -301,22 +303,22 @@ class DirectMultiplier {
   __device__ __forceinline__ void make_group(int group, std::uint32_t residual, const float (&sums)[Tile::kSums],
                                              const float (&row_scales)[2], Results& results) const {
     const int first = first_column(group);
-    float scales[kVector];
-    float bias[kVector] = {};
+    float scales[kVectorColumns];
+    float bias[kVectorColumns] = {};
     read_vector(scales_ + first, scales);
     if constexpr (kBiased) read_vector(scales_ + Tile::kOutputs + first, bias);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float values[kVector];
+      float values[kVectorColumns];
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        const float sum = __fmul_rn(scales[i], sums[group * 2 * kVector + i / 2 * 4 + half * 2 + i % 2]);
+      for (int i = 0; i < kVectorColumns; ++i) {
+        const float sum = __fmul_rn(scales[i], sums[group * 2 * kVectorColumns + i / 2 * 4 + half * 2 + i % 2]);
         values[i] = kBiased ? fmaf(row_scales[half], sum, bias[i]) : __fmul_rn(row_scales[half], sum);
       }
       if constexpr (Tile::kAdded) {
         const Vector before = residual_vector(residual + half * 8 * kTileRowBytes, group);
 #pragma unroll
-        for (int i = 0; i < kVector; i += 2) {
+        for (int i = 0; i < kVectorColumns; i += 2) {
           values[i] = __fadd_rn(bits_as<float>(before.words[i / 2] << 16), values[i]);
           values[i + 1] = __fadd_rn(bits_as<float>(before.words[i / 2] & 0xffff0000u), values[i + 1]);
         }
@@ -332,7 +334,7 @@ class DirectMultiplier {
   // Of a row of 128 bytes as the copy engine's swizzle leaves it: 16 bytes at a time. The thread's rows are lane / 4 of
   // groups of eight.
   __device__ __forceinline__ Vector residual_vector(std::uint32_t row, int group) const {
-    const int byte = (group % Tile::kPanelGroups * Tile::kGroupColumns + lane_ % 4 * kVector) * 2;
+    const int byte = (group % Tile::kPanelGroups * Tile::kGroupColumns + lane_ % 4 * kVectorColumns) * 2;
     Vector v;
     load_shared(row + static_cast<std::uint32_t>(byte ^ lane_ / 4 * 16), v);
     return v;
@@ -344,10 +346,10 @@ class DirectMultiplier {
 #pragma unroll
     for (int group = 0; group < Tile::kGroups; ++group) {
       const int first = first_column(group);
-      float gate_scales[kVector];
-      float up_scales[kVector];
-      float gate_bias[kVector] = {};
-      float up_bias[kVector] = {};
+      float gate_scales[kVectorColumns];
+      float up_scales[kVectorColumns];
+      float gate_bias[kVectorColumns] = {};
+      float up_bias[kVectorColumns] = {};
       read_vector(scales_ + first, gate_scales);
       read_vector(scales_ + Tile::kColumns + first, up_scales);
       if constexpr (kBiased) {
@@ -357,12 +359,12 @@ class DirectMultiplier {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) {
-          const float* const pair = sums + group * 4 * kVector + i * 4 + half * 2;
+        for (int i = 0; i < kVectorColumns; ++i) {
+          const float* const pair = sums + group * 4 * kVectorColumns + i * 4 + half * 2;
           const float gate = __fmul_rn(gate_scales[i], pair[0]);
           const float up = __fmul_rn(up_scales[i], pair[1]);
           // Both roundings in one instruction; the conversion of a single value is far slower.
-          results.words[(group * 2 + half) * kVector + i] = bits_as<std::uint32_t>(
+          results.words[(group * 2 + half) * kVectorColumns + i] = bits_as<std::uint32_t>(
               kBiased ? __floats2bfloat162_rn(fmaf(row_scales[half], gate, gate_bias[i]),
                                               fmaf(row_scales[half], up, up_bias[i]))
                       : __floats2bfloat162_rn(__fmul_rn(row_scales[half], gate), __fmul_rn(row_scales[half], up)));
@@ -376,10 +378,10 @@ class DirectMultiplier {
     if constexpr (!Tile::kSwiglu) {
       return held(group, half, results);
     } else {
-      const std::uint32_t* const pairs = results.words + (group * 2 + half) * kVector;
-      float values[kVector];
+      const std::uint32_t* const pairs = results.words + (group * 2 + half) * kVectorColumns;
+      float values[kVectorColumns];
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) {
+      for (int i = 0; i < kVectorColumns; ++i) {
         values[i] = silu_product(bits_as<float>(pairs[i] << 16), bits_as<float>(pairs[i] & 0xffff0000u));
       }
       return rounded(values);

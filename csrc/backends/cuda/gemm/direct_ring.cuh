@@ -44,9 +44,9 @@ struct DirectTile {
   static constexpr bool kAdded = kResult == DirectResult::kAddedValues;
   static constexpr int kTokens = 128;
   static constexpr int kOutputs = kOutputs_;
-  static constexpr int kColumns = kSwiglu ? kOutputs / 2 : kOutputs;  // of the result
-  static constexpr int kVector = vector_columns(kColumns);            // neighbouring columns of a thread
-  static constexpr int kGroupColumns = group_columns(kVector);        // of the result
+  static constexpr int kColumns = kSwiglu ? kOutputs / 2 : kOutputs;   // of the result
+  static constexpr int kVectorColumns = vector_columns(kColumns);      // neighbouring columns of a thread
+  static constexpr int kGroupColumns = group_columns(kVectorColumns);  // of the result
   static constexpr int kGroups = kColumns / kGroupColumns;
   static constexpr int kCluster = kCluster_;  // blocks
   // Each of them brings a part of every step's weights; where those have no such parts, all of them in turn.
