@@ -1,28 +1,12 @@
 // The direct kernel's warpgroups: products in the tensor cores, results from their registers.
 #pragma once
 
-#include <cute/arch/mma_sm90_gmma.hpp>
-#include <cute/arch/mma_sm90_gmma_ext.hpp>
-
 #include "backends/cuda/gemm/direct_ring.cuh"
 #include "backends/cuda/gemm/product_swiglu.cuh"
 #include "backends/cuda/gemm/shared_words.cuh"
 #include "backends/cuda/kernels/numeric.cuh"
 
 namespace onerec::cuda::kernels {
-
-template <int kOutputs>
-struct DirectAtom;
-template <>
-struct DirectAtom<128> : gmma::MMA_64x128x32_F32E4M3E4M3_SS_TN<> {};
-template <>
-struct DirectAtom<160> : gmma::MMA_64x160x32_F32E4M3E4M3_SS_TN<> {};
-template <>
-struct DirectAtom<192> : gmma::MMA_64x192x32_F32E4M3E4M3_SS_TN<> {};
-template <>
-struct DirectAtom<224> : gmma::MMA_64x224x32_F32E4M3E4M3_SS_TN<> {};
-template <>
-struct DirectAtom<256> : gmma::MMA_64x256x32_F32E4M3E4M3_SS_TN<> {};
 
 // Copies kBytes to shared memory, or zeros if `present` is not set. wait_copies() waits for this thread's.
 template <int kBytes>
@@ -220,13 +204,7 @@ class DirectMultiplier {
     wait_barrier(shared_.full + place_.step, place_.parity);
     const std::uint64_t at = static_cast<std::uint64_t>(place_.step) * descriptor_step(Tile::kStepBytes);
     begin_mma();
-#pragma unroll
-    for (int i = 0; i < kTileRowBytes / kMmaDepthBytes; ++i) {
-      const std::uint64_t in_row = at + i * descriptor_step(kMmaDepthBytes);
-      issue_mma<DirectAtom<Tile::kOutputs>>(tokens_ + in_row, weights_ + in_row, sums,
-                                            i == 0 && first ? gmma::ScaleOut::Zero : gmma::ScaleOut::One,
-                                            cute::make_integer_sequence<int, Tile::kSums>{});
-    }
+    multiply_tile<true, Tile::kOutputs>(tokens_ + at, weights_ + at, first, sums);
     commit_mma();
   }
 

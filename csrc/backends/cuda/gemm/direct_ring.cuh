@@ -5,8 +5,8 @@
 
 #include "backends/cuda/gemm/direct_tiles.h"
 #include "backends/cuda/gemm/grouped_cluster.cuh"
-#include "backends/cuda/gemm/grouped_mma.cuh"
 #include "backends/cuda/gemm/shared_words.cuh"
+#include "backends/cuda/gemm/warpgroup_mma.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
 
 namespace onerec::cuda::kernels {

@@ -8,8 +8,8 @@
 
 #include "backends/cuda/gemm/direct_tiles.h"
 #include "backends/cuda/gemm/grouped_cluster.cuh"
-#include "backends/cuda/gemm/grouped_mma.cuh"
 #include "backends/cuda/gemm/grouped_tiles.h"
+#include "backends/cuda/gemm/warpgroup_mma.cuh"
 
 namespace onerec::cuda::kernels {
 

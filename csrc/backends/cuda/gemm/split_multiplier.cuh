@@ -1,22 +1,10 @@
 // The split kernel's warpgroups: products of a part of K, the exchange of sums between the blocks of a tile, results.
 #pragma once
 
-#include <cute/arch/mma_sm90_gmma.hpp>
-#include <cute/arch/mma_sm90_gmma_ext.hpp>
-
 #include "backends/cuda/gemm/split_ring.cuh"
 #include "backends/cuda/kernels/numeric.cuh"
 
 namespace onerec::cuda::kernels {
-
-template <int kOutputs>
-struct SplitAtom;
-template <>
-struct SplitAtom<96> : gmma::MMA_64x96x32_F32E4M3E4M3_SS_TN<> {};
-template <>
-struct SplitAtom<112> : gmma::MMA_64x112x32_F32E4M3E4M3_SS_TN<> {};
-template <>
-struct SplitAtom<128> : gmma::MMA_64x128x32_F32E4M3E4M3_SS_TN<> {};
 
 // wait_barrier() behind which what other blocks of the cluster wrote is visible.
 __device__ __forceinline__ void wait_cluster_barrier(std::uint64_t* barrier, std::uint32_t parity) {
@@ -152,12 +140,7 @@ class SplitMultiplier {
       wait_barrier(shared_.full + at.step, at.parity);
       const std::uint64_t in_ring = static_cast<std::uint64_t>(at.step) * descriptor_step(Tile::kStepBytes);
       begin_mma();
-#pragma unroll
-      for (int i = 0; i < kTileRowBytes / kMmaDepthBytes; ++i) {
-        const std::uint64_t in_row = in_ring + i * descriptor_step(kMmaDepthBytes);
-        issue_mma<SplitAtom<Tile::kOutputs>>(tokens_ + in_row, weights_ + in_row, sums, gmma::ScaleOut::One,
-                                             cute::make_integer_sequence<int, Tile::kSums>{});
-      }
+      multiply_tile<true, Tile::kOutputs>(tokens_ + in_ring, weights_ + in_ring, false, sums);
       commit_mma();
       wait_mma<1>();
       pin_registers(sums);

@@ -1,8 +1,9 @@
-// What the grouped matrix product issues to the tensor cores and the copy engine besides kernels/async_shared.cuh.
+// What the matrix products of our own issue to the tensor cores and the copy engine besides kernels/async_shared.cuh.
 // Device code of sm_90a only.
 #pragma once
 
 #include <cute/arch/mma_sm90_gmma.hpp>
+#include <cute/arch/mma_sm90_gmma_ext.hpp>
 #include <cute/numeric/integer_sequence.hpp>
 
 #include "backends/cuda/kernels/async_shared.cuh"
@@ -49,7 +50,19 @@ struct MmaAtom<true, 32> : gmma::MMA_64x32x32_F32E4M3E4M3_SS_TN<> {};
 template <>
 struct MmaAtom<true, 64> : gmma::MMA_64x64x32_F32E4M3E4M3_SS_TN<> {};
 template <>
+struct MmaAtom<true, 96> : gmma::MMA_64x96x32_F32E4M3E4M3_SS_TN<> {};
+template <>
+struct MmaAtom<true, 112> : gmma::MMA_64x112x32_F32E4M3E4M3_SS_TN<> {};
+template <>
 struct MmaAtom<true, 128> : gmma::MMA_64x128x32_F32E4M3E4M3_SS_TN<> {};
+template <>
+struct MmaAtom<true, 160> : gmma::MMA_64x160x32_F32E4M3E4M3_SS_TN<> {};
+template <>
+struct MmaAtom<true, 192> : gmma::MMA_64x192x32_F32E4M3E4M3_SS_TN<> {};
+template <>
+struct MmaAtom<true, 224> : gmma::MMA_64x224x32_F32E4M3E4M3_SS_TN<> {};
+template <>
+struct MmaAtom<true, 256> : gmma::MMA_64x256x32_F32E4M3E4M3_SS_TN<> {};
 template <>
 struct MmaAtom<false, 16> : gmma::MMA_64x16x16_F32BF16BF16_SS<gmma::Major::K, gmma::Major::K> {};
 template <>
