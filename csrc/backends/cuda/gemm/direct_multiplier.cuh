@@ -235,17 +235,6 @@ class DirectMultiplier {
     return vector;
   }
 
-  __device__ __forceinline__ static void read_vector(const float* from, float (&values)[kVectorColumns]) {
-#pragma unroll
-    for (int i = 0; i < kVectorColumns; i += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(from + i);
-      values[i] = four.x;
-      values[i + 1] = four.y;
-      values[i + 2] = four.z;
-      values[i + 3] = four.w;
-    }
-  }
-
   template <bool kBiased>
   __device__ __forceinline__ void make(const float (&sums)[Tile::kSums], Results& results) {
     const float row_scales[2] = {row_scale(0), row_scale(1)};
@@ -283,8 +272,8 @@ class DirectMultiplier {
     const int first = first_column(group);
     float scales[kVectorColumns];
     float bias[kVectorColumns] = {};
-    read_vector(scales_ + first, scales);
-    if constexpr (kBiased) read_vector(scales_ + Tile::kOutputs + first, bias);
+    load_floats(scales_ + first, scales);
+    if constexpr (kBiased) load_floats(scales_ + Tile::kOutputs + first, bias);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float values[kVectorColumns];
@@ -328,11 +317,11 @@ class DirectMultiplier {
       float up_scales[kVectorColumns];
       float gate_bias[kVectorColumns] = {};
       float up_bias[kVectorColumns] = {};
-      read_vector(scales_ + first, gate_scales);
-      read_vector(scales_ + Tile::kColumns + first, up_scales);
+      load_floats(scales_ + first, gate_scales);
+      load_floats(scales_ + Tile::kColumns + first, up_scales);
       if constexpr (kBiased) {
-        read_vector(scales_ + Tile::kOutputs + first, gate_bias);
-        read_vector(scales_ + Tile::kOutputs + Tile::kColumns + first, up_bias);
+        load_floats(scales_ + Tile::kOutputs + first, gate_bias);
+        load_floats(scales_ + Tile::kOutputs + Tile::kColumns + first, up_bias);
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

@@ -126,6 +126,19 @@ __device__ __forceinline__ uint4 load_vector(const T* from) {
   return *reinterpret_cast<const uint4*>(from);
 }
 
+// Multiples of four floats, 16 bytes at a time.
+template <int kCount>
+__device__ __forceinline__ void load_floats(const float* from, float (&values)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(from + i);
+    values[i] = four.x;
+    values[i + 1] = four.y;
+    values[i + 2] = four.z;
+    values[i + 3] = four.w;
+  }
+}
+
 template <class T>
 __device__ __forceinline__ void store_vector(T* to, uint4 vector) {
   *reinterpret_cast<uint4*>(to) = vector;

@@ -43,7 +43,7 @@ struct MadeRow {
     if constexpr (kMaker == RowMaker::kNorm) {
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) {
-        if (holds(i)) load_factors(from.gamma + vector(i) * kN, gamma[i]);
+        if (holds(i)) load_floats(from.gamma + vector(i) * kN, gamma[i]);
       }
     }
   }
@@ -114,18 +114,6 @@ struct MadeRow {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (holds(i)) store_vector(x + vector(i) * kN, pack<T>(values[i]));
-    }
-  }
-
- private:
-  static __device__ __forceinline__ void load_factors(const float* from, float (&factors)[kN]) {
-#pragma unroll
-    for (int j = 0; j < kN; j += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(from + j);
-      factors[j] = four.x;
-      factors[j + 1] = four.y;
-      factors[j + 2] = four.z;
-      factors[j + 3] = four.w;
     }
   }
 };
