@@ -79,36 +79,38 @@ def expand(beams: Beams, catalogue: Catalogue, trie: TrieIndex) -> Found:
     A beam of an unconstrained search that no item has stays, with the item -1 and `legal` false.
     """
     size = beams.offsets.size - 1
-    owner = np.repeat(np.arange(size), sizes_of(beams.offsets))
-    alive = np.flatnonzero((beams.leaves >= 0) & (beams.scores > -np.inf))
+    beam = np.flatnonzero((beams.leaves >= 0) & (beams.scores > -np.inf))
+    bounds = np.searchsorted(beam, beams.offsets)
+    sizes = sizes_of(bounds)
     if not beams.excluded.size:
         # A beam is at least one result, so that none behind the first num_results of a request is looked up.
-        held = owner[alive]
-        rank = np.arange(alive.size) - offsets_of(np.bincount(held, minlength=size))[held]
-        alive = alive[rank < beams.num_results[held]]
-    leaf = beams.leaves[alive].astype(np.int64)
-    free = np.flatnonzero(~beams.constrained[owner[alive]])
+        sizes = np.minimum(sizes, beams.num_results)
+        beam = beam[ranges(bounds[:-1], sizes)]
+    owner = np.repeat(np.arange(size), sizes)
+    leaf = beams.leaves[beam].astype(np.int64)
+    free = np.flatnonzero(~beams.constrained[owner])
     if free.size:
-        leaf[free] = trie.leaves_of(beams.codes[alive[free]])
-    begin = trie.leaf_items[leaf].astype(np.int64)
-    count = trie.leaf_items[leaf + 1] - begin
-    begin[leaf < 0] = NO_ITEM
+        leaf[free] = trie.leaves_of(beams.codes[beam[free]])
+    position = trie.leaf_items[leaf].astype(np.int64)
+    count = trie.leaf_items[leaf + 1] - position
+    position[leaf < 0] = NO_ITEM
     count[leaf < 0] = 1
-    beam = np.repeat(alive, count)
-    position = ranges(begin, count)
+    if beams.excluded.size or (count != 1).any():
+        beam, owner, position = np.repeat(beam, count), np.repeat(owner, count), ranges(position, count)
+        if beams.excluded.size:
+            keep = ~_is_excluded(owner, position, beams, len(catalogue))
+            beam, owner, position = beam[keep], owner[keep], position[keep]
+        rank = np.arange(beam.size) - offsets_of(np.bincount(owner, minlength=size))[owner]
+        keep = rank < beams.num_results[owner]
+        beam, owner, position = beam[keep], owner[keep], position[keep]
+        sizes = np.bincount(owner, minlength=size)
     legal = position >= 0
-    if beams.excluded.size:
-        keep = ~_is_excluded(owner[beam], position, beams, len(catalogue))
-        beam, position, legal = beam[keep], position[keep], legal[keep]
-    offsets = offsets_of(np.bincount(owner[beam], minlength=size))
-    keep = np.arange(beam.size) - offsets[owner[beam]] < beams.num_results[owner[beam]]
-    beam, position, legal = beam[keep], position[keep], legal[keep]
     return Found(
         items=np.where(legal, catalogue.item_ids[trie.order[position]], NO_ITEM),
         semantic_ids=beams.codes[beam],
         logprobs=beams.scores[beam],
         legal=legal,
-        sizes=np.bincount(owner[beam], minlength=size),
+        sizes=sizes,
     )
 
 
