@@ -262,11 +262,13 @@ def _side_by_side(columns: list[npt.NDArray[Any]], rows: int, dtype: type[np.gen
 def _excluded(columns: Columns, history: Ragged, catalogue: Catalogue, trie: TrieIndex) -> Ragged:
     """Trie positions to exclude, ascending and distinct within each request."""
     size, n = columns.size, len(catalogue)
-    parts = [(_known(columns.exclude, catalogue).items, None), (history, columns.exclude_history)]
+    parts: list[tuple[Ragged, npt.NDArray[np.bool_] | None]] = []
+    if columns.exclude.values.size:
+        parts.append((_known(columns.exclude, catalogue).items, None))
+    if columns.exclude_history.any():
+        parts.append((history, columns.exclude_history))
     keys = []
     for items, flags in parts:
-        if items.values.size == 0 or (flags is not None and not flags.any()):
-            continue
         owner = np.repeat(np.arange(size), sizes_of(items.offsets))
         key = owner * n + trie.position[items.values]
         keys.append(key if flags is None else key[flags[owner]])
