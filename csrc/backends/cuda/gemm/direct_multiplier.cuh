@@ -44,15 +44,6 @@ __device__ __forceinline__ void store_whole(__nv_bfloat16* to, const DirectVecto
   asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.words[0]), "r"(v.words[1]) : "memory");
 }
 
-__device__ __forceinline__ void load_shared(std::uint32_t from, DirectVector<8>& v) {
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
-               : "r"(from));
-}
-__device__ __forceinline__ void load_shared(std::uint32_t from, DirectVector<4>& v) {
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.words[0]), "=r"(v.words[1]) : "r"(from));
-}
-
 template <class Tile>
 class DirectMultiplier {
  public:
@@ -303,7 +294,9 @@ class DirectMultiplier {
   __device__ __forceinline__ Vector residual_vector(std::uint32_t row, int group) const {
     const int byte = (group % Tile::kPanelGroups * Tile::kGroupColumns + lane_ % 4 * kVectorColumns) * 2;
     Vector v;
-    load_shared(row + static_cast<std::uint32_t>(byte ^ lane_ / 4 * 16), v);
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+                 : "r"(row + static_cast<std::uint32_t>(byte ^ lane_ / 4 * 16)));
     return v;
   }
 

@@ -94,6 +94,7 @@ struct DirectTile {
   static_assert(kTokens == DirectProgress::kRows, "a count of stored tiles is of one block's rows");
   static_assert(kTokens == kWarpgroups * kMmaRows, "a warpgroup's tokens are the rows of one instruction");
   static_assert(kColumns % kGroupColumns == 0 && kPartBytes % kAlignment == 0, "parts are whole groups of rows");
+  static_assert(!kAdded || kVectorColumns == kResultVector, "a thread reads 16 bytes of the residual");
   static_assert(2 * kPanelBytes <= kStepBytes, "two panels of the residual fit in a step");
   static_assert(kSteps >= 4 && kSharedBytes <= kMostSharedBytes, "the ring must fit");
 };
