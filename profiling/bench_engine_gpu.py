@@ -97,7 +97,6 @@ def run(args: argparse.Namespace) -> int:
     }
     warm_up(device, 8192, 1.0)
     ceilings, source = read_ceilings(None)
-    report["ceilings"] = source
     lines: list[list[str]] = []
     outcomes: list[Verdict] = []
     for model in dict.fromkeys(row.model for row in rows):
@@ -116,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
                             "ms_min": min(lap.rounds),
                             "rounds": lap.rounds,
                             "requests_per_second": 1e3 * row.batch / lap.median,
-                            "floor_ms": floor,
                         }
                     report["runs"].append(found)
     report["clocks_at_end"] = clocks()

@@ -23,6 +23,8 @@ __all__ = ["Packed", "Tokens", "context_limits", "pack", "read_batch"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+_EVERYTHING: Any = slice(None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
@@ -76,29 +78,9 @@ class Packed:
         """How many positions each request excludes, int64 [B]."""
         return sizes_of(self.excluded_offsets)
 
-    def _all_of_one_pathway(self) -> Arrays:
-        """`arrays` of all requests where their contexts are what the one pathway has: no index, no copy."""
-        (tokens,) = self.tokens
-        out: Arrays = {
-            "context_offsets": tokens.offsets.astype(np.int32),
-            "widths": self.widths,
-            "constrained": self.constrained,
-            f"{tokens.name}.positions": tokens.positions,
-            f"{tokens.name}.rows": np.arange(tokens.positions.size, dtype=np.int32),
-            f"{tokens.name}.categorical": tokens.categorical,
-            f"{tokens.name}.dense": tokens.dense,
-            "excluded": self.excluded,
-            "excluded_offsets": self.excluded_offsets.astype(np.int32),
-        }
-        if tokens.codes is not None:
-            out[f"{tokens.name}.codes"] = tokens.codes
-        return out
-
     def arrays(self, chosen: Ints) -> Arrays:
         """What `_C.Core.run` takes for the requests `chosen`, int64 [b], in that order."""
         whole = chosen.size == self.size and bool((chosen == np.arange(self.size)).all())
-        if whole and len(self.tokens) == 1:
-            return self._all_of_one_pathway()
         context_offsets = offsets_of(self.context_sizes[chosen])
         out: Arrays = {
             "context_offsets": context_offsets.astype(np.int32),
@@ -109,17 +91,19 @@ class Packed:
         for tokens in self.tokens:
             starts = tokens.offsets[chosen]
             sizes = tokens.offsets[chosen + 1] - starts
-            take: Any = slice(None) if whole else ranges(starts, sizes)
+            take = _EVERYTHING if whole else ranges(starts, sizes)
             if tokens.codes is not None:
                 out[f"{tokens.name}.codes"] = tokens.codes[take]
             out[f"{tokens.name}.positions"] = tokens.positions[take]
-            out[f"{tokens.name}.rows"] = ranges(place, sizes).astype(np.int32)
+            # A pathway alone fills the contexts.
+            rows = np.arange(context_offsets[-1]) if len(self.tokens) == 1 else ranges(place, sizes)
+            out[f"{tokens.name}.rows"] = rows.astype(np.int32)
             out[f"{tokens.name}.categorical"] = tokens.categorical[take]
             out[f"{tokens.name}.dense"] = tokens.dense[take]
             place = place + sizes
         starts = self.excluded_offsets[chosen]
         sizes = self.excluded_offsets[chosen + 1] - starts
-        out["excluded"] = self.excluded[ranges(starts, sizes)]
+        out["excluded"] = self.excluded[_EVERYTHING if whole else ranges(starts, sizes)]
         out["excluded_offsets"] = offsets_of(sizes).astype(np.int32)
         return out
 

@@ -66,8 +66,7 @@ struct DirectTile {
   static constexpr int kSums = kMmaRows * kOutputs / kWarpgroupThreads;  // of a thread
   // A tile's results are finished in the first steps of the next one, so many groups in each.
   static constexpr int kStoreSteps = 4;
-  // At once: there are no registers for them.
-  static constexpr int kStoredGroups = kAdded && kColumns > 192 ? 32 / kGroupColumns : 0;
+  static constexpr int kStoredGroups = kAdded && kColumns > 192 ? 1 : 0;  // at once: there are no registers for it
   static constexpr int kStepGroups = (kGroups - kStoredGroups + kStoreSteps - 1) / kStoreSteps;
   // The first warpgroup is as many steps ahead of the second, which has the tensor cores while the first one finishes.
   static constexpr int kLead = 1;
