@@ -4,9 +4,12 @@
 
 #include <cstdint>
 
+#include "ops/context_tokens.h"
+
 namespace onerec::cuda::kernels {
 
-enum class ContextTensors { kShared, kSeparate };  // keys are the values, or not
+// BF16, keys that are the values or not; or codes of keys and, transposed, of values.
+enum class ContextTensors { kShared, kSeparate, kCodes };
 
 // A warpgroup multiplies 64 query rows; a block has two that multiply.
 inline constexpr int kWarpgroup = 128;
@@ -52,6 +55,12 @@ constexpr int accumulator_row(int thread, int element) {
 }
 
 constexpr int accumulator_column(int thread, int element) { return element / 4 * 8 + thread % 4 * 2 + element % 2; }
+
+// A left-hand side of codes lies in words of four: these row and columns, from column code_column() on. Where the columns
+// are tokens, each at its value_column(), the codes of accumulators are code_element() as they are.
+constexpr int code_row(int thread, int word) { return thread / 32 * 16 + thread % 32 / 4 + word % 2 * 8; }
+constexpr int code_column(int thread, int word) { return word / 2 * 16 + thread % 4 * 4; }
+constexpr int code_element(int word, int byte) { return word / 2 * 8 + byte / 2 * 4 + word % 2 * 2 + byte % 2; }
 
 // Which of its two rows an element belongs to.
 constexpr int row_half(int element) { return element / 2 % 2; }
@@ -151,7 +160,7 @@ struct alignas(16) AttentionItem {
   int tiles = 0;        // of the context, walked from the last to the first: the one with an end comes first
   int last_token = 0;   // with which the last tile begins
   int last_tokens = 0;  // of the request in the last tile
-  int unused = 0;
+  int value_shift = 0;  // from a token's row among the keys to its group's columns among the codes of values
 };
 
 constexpr AttentionItem item_at(const AttentionSchedule& schedule, int index, const std::int32_t* row_offsets,
@@ -177,6 +186,7 @@ constexpr AttentionItem item_at(const AttentionSchedule& schedule, int index, co
   item.tiles = tiles.end - tiles.begin;
   item.last_token = tokens_begin + last;
   item.last_tokens = tokens - last < schedule.tile_tokens ? tokens - last : schedule.tile_tokens;
+  item.value_shift = static_cast<int>(value_begin(tokens_begin, request)) - tokens_begin;
   return item;
 }
 
