@@ -51,8 +51,8 @@ void launch_plain(Stream& stream, const CrossAttentionParams& p) {
 // Depends on capacities only.
 FlashPlan plan_flash(const CrossAttentionParams& p, const DeviceLimits& limits, Arena& arena) {
   const int warpgroup_rows = kernels::rows_of_warpgroup(static_cast<int>(p.heads / p.kv_heads));
-  // The size of tiles depends on addresses, which are not known yet.
-  const std::int64_t tiles = blocks_for(p.max_request_tokens, kernels::kUsualTileTokens);
+  const std::int64_t tiles =
+      blocks_for(p.max_request_tokens, p.coded() ? kernels::kCodedTileTokens : kernels::kUsualTileTokens);
   const std::int64_t halves = blocks_for(p.max_request_rows, warpgroup_rows) * p.batch * p.kv_heads;
   const int tile_rows = kernels::choose_warpgroups(halves, tiles, limits.multiprocessors) * warpgroup_rows;
   const std::int64_t row_tiles = blocks_for(p.max_request_rows, tile_rows);

@@ -12,7 +12,7 @@ namespace onerec::cuda {
 inline constexpr int kMostTensorDimensions = 5;
 
 // Dimensions from the innermost one on, which is contiguous: strides[i], in elements, is that of dimension i + 1.
-// Addresses and strides are multiples of 16 bytes. A box is 64 or 128 bytes wide, its other sides at most 256.
+// Addresses and strides are multiples of 16 bytes. A box is 32, 64 or 128 bytes wide, its other sides at most 256.
 struct TensorBoxes {
   const void* data = nullptr;
   DType dtype = DType::kBF16;

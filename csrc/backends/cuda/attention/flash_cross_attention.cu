@@ -15,7 +15,10 @@ using kernels::ContextTensors;
 
 constexpr const char* kName = "cross_attention";
 
-bool keys_are_values(const CrossAttentionParams& p) { return p.v.data == p.k.data && p.v.stride == p.k.stride; }
+ContextTensors context_tensors(const CrossAttentionParams& p) {
+  if (p.coded()) return ContextTensors::kCodes;
+  return p.v.data == p.k.data && p.v.stride == p.k.stride ? ContextTensors::kShared : ContextTensors::kSeparate;
+}
 
 CUtensorMap context_map(const ConstMatrix& matrix, std::int64_t tokens, int tile_tokens) {
   return encode_tensor_map(kName, {.data = matrix.data,
@@ -34,17 +37,19 @@ struct ContextMaps {
   float value_scale = 1.0f;
 };
 
-ContextMaps context_maps(const CrossAttentionParams& p, int tile_tokens) {
-  if (!p.coded()) {
-    const bool shared = keys_are_values(p);
+ContextMaps context_maps(const CrossAttentionParams& p) {
+  const ContextTensors tensors = context_tensors(p);
+  const int tile_tokens = kernels::tokens_of_tile(tensors);
+  if (tensors != ContextTensors::kCodes) {
+    const bool shared = tensors == ContextTensors::kShared;
     const CUtensorMap keys = context_map(p.k, p.tokens_capacity, tile_tokens);
-    return {.tensors = shared ? ContextTensors::kShared : ContextTensors::kSeparate,
+    return {.tensors = tensors,
             .keys = keys,
             .values = shared ? keys : context_map(p.v, p.tokens_capacity, tile_tokens)};
   }
   const Matrix& keys = p.codes.keys;
   const Matrix& values = p.codes.values;
-  return {.tensors = ContextTensors::kCodes,
+  return {.tensors = tensors,
           .keys = encode_tensor_map(kName, {.data = keys.data,
                                             .dtype = DType::kE4M3,
                                             .dimensions = 2,
@@ -56,7 +61,7 @@ ContextMaps context_maps(const CrossAttentionParams& p, int tile_tokens) {
                                               .dimensions = 2,
                                               .extents = {value_columns(p.tokens_capacity, p.batch), values.rows},
                                               .strides = {values.stride},
-                                              .box = {tile_tokens, p.head_dim}}),
+                                              .box = {kernels::kGroupTokens, p.head_dim}}),
           .key_scale = p.codes.key_scale,
           .value_scale = p.codes.value_scale};
 }
@@ -96,8 +101,7 @@ void flash_cross_attention(Stream& stream, const CrossAttentionParams& p, const 
   require(plan.items <= kernels::kMostAttentionItems, "[cross_attention] got ", plan.items,
           " tiles of queries, want at most ", kernels::kMostAttentionItems, ". Run fewer requests at once.");
   const int group_heads = static_cast<int>(p.heads / p.kv_heads);
-  const int tile_tokens = kernels::tokens_of_tile(static_cast<int>(p.head_dim), keys_are_values(p));
-  const ContextMaps context = context_maps(p, tile_tokens);
+  const ContextMaps context = context_maps(p);
   const kernels::FlashAttentionMaps maps{
       .queries = query_map(p, group_heads), .keys = context.keys, .values = context.values};
   constexpr float kLog2E = 1.44269504088896340736f;
@@ -108,7 +112,7 @@ void flash_cross_attention(Stream& stream, const CrossAttentionParams& p, const 
                    .row_tiles = static_cast<int>(plan.row_tiles),
                    .warpgroup_rows = kernels::rows_of_warpgroup(group_heads),
                    .tile_rows = plan.tile_rows,
-                   .tile_tokens = tile_tokens,
+                   .tile_tokens = kernels::tokens_of_tile(context.tensors),
                    .items = static_cast<int>(plan.items)},
       .out = static_cast<__nv_bfloat16*>(p.out.data),
       .out_stride = p.out.stride,

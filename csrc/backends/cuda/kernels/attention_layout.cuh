@@ -18,10 +18,11 @@ inline constexpr int kFlashWarpgroups = 2;
 
 // Tokens of a context tile: a multiple of 16, at most 256. Keys that are the values as well leave room for more.
 inline constexpr int kUsualTileTokens = 128;
-inline constexpr int kSharedTileTokens = 128;  // of keys that are the values, in heads of 128
-constexpr int tokens_of_tile(int head_dim, bool shared_context) {
-  return shared_context && head_dim == 128 ? kSharedTileTokens : kUsualTileTokens;
+inline constexpr int kCodedTileTokens = 96;  // two tiles' scores at a time find room in registers
+constexpr int tokens_of_tile(ContextTensors context) {
+  return context == ContextTensors::kCodes ? kCodedTileTokens : kUsualTileTokens;
 }
+inline constexpr int kGroupTokens = static_cast<int>(kTokenGroup);
 
 // --- shared memory ---
 
@@ -44,6 +45,16 @@ constexpr int chunk_offset(int rows, int row, int chunk) {
 // From the byte offset of something in chunk 0 of a row to the same place in another chunk of that row.
 constexpr int move_to_chunk(int rows, int offset, int chunk) {
   return (offset ^ chunk % kPanelChunks * kChunkBytes) + chunk / kPanelChunks * rows * kPanelRowBytes;
+}
+
+// Byte offset of `column` in row `row` of a tile of codes: rows of head_dim bytes, whose chunks are permuted by the swizzle
+// of that many bytes.
+template <int kHeadDim>
+constexpr int code_offset(int row, int column) {
+  static_assert(kHeadDim == 64 || kHeadDim == 128, "the width of a swizzle");
+  constexpr int kChunks = kHeadDim / kChunkBytes;
+  const int permutation = row * kHeadDim / kPanelRowBytes % kChunks;
+  return row * kHeadDim + (column / kChunkBytes ^ permutation) * kChunkBytes + column % kChunkBytes;
 }
 
 // --- registers ---

@@ -19,18 +19,25 @@ struct FlashAttentionConfig {
   static constexpr bool kShared = kContext_ == ContextTensors::kShared;
   static constexpr bool kCodes = kContext_ == ContextTensors::kCodes;
   static constexpr int kConsumers = kFlashWarpgroups;  // warpgroups that multiply
-  static constexpr int kTokens = tokens_of_tile(kHeadDim, kShared);
+  static constexpr int kTokens = tokens_of_tile(kContext_);
   static constexpr int kRings = kShared ? 1 : 2;
   static constexpr bool kTurns = true;  // the warpgroups take turns at starting products
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
   static constexpr int kPanels = kHeadDim / kPanelColumns;  // of queries and of BF16 tiles
   static constexpr int kTileRowBytes = kHeadDim * (kCodes ? 1 : 2);
-  static_assert(!kCodes || kTokens == kPanelRowBytes, "a row of a tile of transposed codes is a row of a panel");
+  static_assert(!kCodes || kTokens % kGroupTokens == 0, "the values of a group of tokens are one box");
 
   // A ring has as many stages as fit.
   static constexpr int kQueryBytes = kWarpgroupRows * kHeadDim * 2;  // of a warpgroup and slot
   static constexpr int kTileBytes = kTokens * kTileRowBytes;
-  static constexpr int kRingOffset = kConsumers * kItemSlots * kQueryBytes;
+  static constexpr int kCodedQueryBytes = kCodes ? kWarpgroupRows * kHeadDim : 0;  // of a warpgroup
+  static constexpr int kCodedQueryOffset = kConsumers * kItemSlots * kQueryBytes;
+  // Of a multiplying warpgroup of codes: the scales of its queries, and four words that each of its threads leaves.
+  static constexpr int kScaleBytes = kCodes ? kWarpgroupRows * 4 : 0;
+  static constexpr int kLeftBytes = kCodes ? kWarpgroup * 16 : 0;
+  static constexpr int kScaleOffset = kCodedQueryOffset + kConsumers * kCodedQueryBytes;
+  static constexpr int kLeftOffset = kScaleOffset + kConsumers * kScaleBytes;
+  static constexpr int kRingOffset = (kLeftOffset + kConsumers * kLeftBytes + 1023) / 1024 * 1024;
   static constexpr int kMostBytes = 227 * 1024;  // of a block
   static constexpr int kSmallBytes = 512;        // items and barriers, at most
   static constexpr int kMostStages = 5;
@@ -80,22 +87,21 @@ struct FlashAttentionLayouts<Config, false> {
   using Softmax = RunningSoftmax<8, 0>;
 };
 
-// Products of codes have both operands along what is summed: values are stored transposed. Queries become codes in
-// registers.
+// Products of codes have both operands along what is summed: values are stored transposed.
 template <class Config>
 struct FlashAttentionLayouts<Config, true> {
   using Element = cutlass::float_e4m3_t;
   using KeyAtom = std::conditional_t<Config::kTileRowBytes == kPanelRowBytes, cute::GMMA::Layout_K_SW128_Atom<Element>,
                                      cute::GMMA::Layout_K_SW64_Atom<Element>>;
-  using Queries = cute::Layout<
-      cute::Shape<cute::Shape<cute::_4, cute::_2, cute::_2>, cute::_1, cute::Int<Config::kHeadDim / 32>>>;
+  using Queries = decltype(cute::tile_to_shape(
+      KeyAtom{}, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>>{}));
   using Keys = decltype(cute::tile_to_shape(
       KeyAtom{}, cute::Shape<cute::Int<Config::kTokens>, cute::Int<Config::kHeadDim>, cute::Int<Config::kStages>>{}));
   using Values = decltype(cute::tile_to_shape(
-      cute::GMMA::Layout_K_SW128_Atom<Element>{},
+      cute::GMMA::Layout_K_SW32_Atom<Element>{},
       cute::Shape<cute::Int<Config::kHeadDim>, cute::Int<Config::kTokens>, cute::Int<Config::kStages>>{}));
   using ScoreMma = decltype(cute::make_tiled_mma(
-      cute::GMMA::rs_op_selector<
+      cute::GMMA::ss_op_selector<
           Element, Element, float,
           cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kTokens>, cute::Int<Config::kHeadDim>>,
           cute::GMMA::Major::K, cute::GMMA::Major::K>()));
@@ -119,6 +125,15 @@ class FlashAttentionMemory {
   // The slots of a warpgroup lie one behind the other.
   __device__ unsigned char* queries(int consumer, int slot = 0) const {
     return shared_ + (consumer * kItemSlots + slot) * Config::kQueryBytes;
+  }
+  __device__ unsigned char* coded_queries(int consumer) const {
+    return shared_ + Config::kCodedQueryOffset + consumer * Config::kCodedQueryBytes;
+  }
+  __device__ float* query_scales(int consumer) const {
+    return reinterpret_cast<float*>(shared_ + Config::kScaleOffset + consumer * Config::kScaleBytes);
+  }
+  __device__ float4* left(int consumer, int thread) const {
+    return reinterpret_cast<float4*>(shared_ + Config::kLeftOffset + consumer * Config::kLeftBytes) + thread;
   }
   __device__ AttentionItem* item(int slot) const {
     return reinterpret_cast<AttentionItem*>(shared_ + Config::kItemOffset) + slot;
