@@ -260,7 +260,7 @@ def test_bench_engine_gpu_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixtu
     report = json.loads((tmp_path / "bench.json").read_text())
     assert [run["constrained"] for run in report["runs"]] == [False, True]
     ours = {f"{what} {precision}" for what in ("core", "generate") for precision in ("bf16", "fp8")}
-    assert report["runs"][0]["laps"].keys() == ours | {"PyTorch, eager"}
+    assert report["runs"][0]["laps"].keys() == ours | {"core fp8, fp8 context", "PyTorch, eager"}
 
 
 def test_picture_of_kernels(tmp_path: Path) -> None:
