@@ -233,6 +233,33 @@ TEST(CrossAttentionCodes, RoundsTheNumeratorsButNotTheDenominator) {
   for (std::int64_t d = 0; d < 64; ++d) EXPECT_EQ(x.out.get(0, d), to_float(to_bfloat16(0.5f / (1.0f + p))));
 }
 
+// 200 tokens of p = 1.4 * 2^-17: 256 p is 1.4 of E4M3's smallest number, and counts as 1 of it.
+TEST(CrossAttentionCodes, SmallNumeratorsAreMultiplesOfTheSmallestCode) {
+  Random random(39);
+  Runner runner(1);
+  const Shape shape = {{1}, {201}, 1, 1, 64};
+  ONEREC_NEEDS_CODES_OF(runner, shape);
+  Problem x(shape, random);
+  const double p = 1.4 * 0x1p-17;
+  for (std::int64_t d = 0; d < 64; ++d) {
+    x.q.set(0, d, d == 0 ? 448.0f : 0.0f);
+    for (std::int64_t n = 0; n < 201; ++n) {
+      x.codes.keys.set(n, d, n > 0 && d == 0 ? -1.0f : 0.0f);
+      x.codes.values.set(d, value_column(0, n), n > 0 ? 448.0f : 0.0f);
+    }
+  }
+  x.codes.key_scale = static_cast<float>(-8.0 * std::log(p) / 448.0);
+  x.codes.value_scale = 1.0f;
+  x.run(runner);
+  const double plain = 448.0 * 200.0 * p / (1.0 + 200.0 * p);
+  const double coded = plain / 1.4;
+  for (std::int64_t d = 0; d < 64; ++d) {
+    // Relative to a smaller number than the largest the steps are finer.
+    EXPECT_GE(x.out.get(0, d), coded * (1 - 0x1p-7));
+    EXPECT_LE(x.out.get(0, d), (test_device() == TestDevice::kCuda ? plain : coded) * (1 + 0x1p-7));
+  }
+}
+
 TEST(CrossAttentionCodes, QueriesOfAnySize) {
   Random random(34);
   Runner runner(2);
