@@ -128,8 +128,8 @@ def test_fp8_keys_and_values_of_the_context(arguments: dict[str, str], tmp_path:
         semantic_ids = [plain.catalogue.semantic_ids] * 3
         ours, exact = engine.score(batch, semantic_ids), plain.score(batch, semantic_ids)
         difference = np.abs(np.concatenate(ours) - np.concatenate(exact))
-        assert 0 < difference.mean() < 0.1
-        assert difference.max() < 1
+        assert 0 < difference.mean() < 0.3
+        assert difference.max() < 2
         more = {name: size - plain.memory_plan()[name] for name, size in engine.memory_plan().items()}
         assert more["context_kv"] > 0
         assert more["weights"] == more["self_kv"] == 0
