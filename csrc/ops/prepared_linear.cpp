@@ -67,12 +67,19 @@ bool prepared_at_once(const OpContext& context, const PreparedLinearParams& para
   return context.fused && !context.measuring && context.tap == nullptr && context.backend.fuses_prepared_linear(params);
 }
 
-void prepared_linear(OpContext& context, const PreparedLinearParams& params) {
+void check_prepared_linear(const OpContext& context, const PreparedLinearParams& params) {
   check(context, params);
-  if (!prepared_at_once(context, params)) return issue_parts(context, params);
   // The parts check their params.
   OpContext checking{.backend = context.backend, .stream = context.stream, .measuring = true};
   issue_parts(checking, params);
+}
+
+void prepared_linear(OpContext& context, const PreparedLinearParams& params) {
+  if (!prepared_at_once(context, params)) {
+    check(context, params);
+    return issue_parts(context, params);
+  }
+  check_prepared_linear(context, params);
   context.backend.prepared_linear(context.stream, params);
 }
 

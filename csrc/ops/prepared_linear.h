@@ -20,6 +20,9 @@ struct PreparedLinearParams {
 
 void prepared_linear(OpContext& context, const PreparedLinearParams& params);
 
+// Throws where prepared_linear() would, and issues nothing.
+void check_prepared_linear(const OpContext& context, const PreparedLinearParams& params);
+
 // Whether prepared_linear() is a single kernel in this context, for those who would rather join the input with what
 // comes before it.
 bool prepared_at_once(const OpContext& context, const PreparedLinearParams& params);

@@ -6,6 +6,7 @@
 #include "backends/cuda/kernels/prepared_linear.cuh"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/plain_linear.h"
+#include "backends/cuda/prepared_recipe.h"
 #include "backends/cuda/row_launch.h"
 
 namespace onerec::cuda {
@@ -20,13 +21,6 @@ constexpr const char* kName = "prepared_linear";
 // Every block makes all rows: with more of them, kernels of their own are quicker.
 constexpr std::int64_t kMaxRows = 4;
 constexpr std::int64_t kMaxSharedBytes = 96 * 1024;
-
-// What a block makes its rows from; members = 0: it cannot.
-struct Recipe {
-  RowMaker maker = RowMaker::kCopy;
-  DType dtype = DType::kF32;
-  RowSource source = {};
-};
 
 // As many threads as the vectors need that a thread holds.
 template <RowMaker kMaker>
@@ -69,10 +63,6 @@ Recipe recipe_of(const QuantizeParams& p) {
            .members = rows_at_vectors(p.x) ? members_for<RowMaker::kCopy>(p.x.cols / vector_elements(p.x.dtype)) : 0}};
 }
 
-Recipe recipe_of(const PreparedLinearParams& params) {
-  return std::visit([](const auto& input) { return recipe_of(input); }, params.input);
-}
-
 template <WeightKind kKind, class Y, int kRows, class T, RowMaker kMaker>
 void run(Stream& stream, const SmallLinearParams& product, const RowSource& source, int multiprocessors) {
   using Value = typename kernels::WeightTraits<kKind>::Value;
@@ -105,6 +95,10 @@ void run_maker(Stream& stream, const SmallLinearParams& product, const Recipe& r
 }
 
 }  // namespace
+
+Recipe recipe_of(const PreparedLinearParams& params) {
+  return std::visit([](const auto& input) { return recipe_of(input); }, params.input);
+}
 
 bool CudaBackend::fuses_prepared_linear(const PreparedLinearParams& params) const {
   const LinearParams& product = params.product;
