@@ -202,9 +202,9 @@ TEST(PreparedChainKernel, BlocksMeetAgainAndAgain) {
   const Contents before = contents_of(outputs);
   const auto repeat = [&](auto issue) {
     restore(outputs, before);
-    OpContext context{.backend = runner.backend(), .stream = runner.stream()};
-    for (int round = 0; round < rounds; ++round) issue(context);
-    runner.stream().synchronize();
+    runner.run_once([&](OpContext& context) {
+      for (int round = 0; round < rounds; ++round) issue(context);
+    });
     return contents_of(outputs);
   };
   const Contents want = repeat([&](OpContext& context) { issue_one_by_one(context, layers.links()); });
@@ -219,17 +219,24 @@ TEST(PreparedChainKernel, StreamsDoNotDisturbEachOther) {
   const Case two{.format = kBf16, .rows = 2, .width = 256, .hidden = 512, .projected = 64, .layers = 2};
   Layers first(runner.backend(), one);
   Layers second(runner.backend(), two);
+  test::GuardedBuffer scratch(std::size_t{1} << 20);
+  const auto context_beside = [&](const OpContext& context) {
+    return OpContext{.backend = context.backend,
+                     .stream = *other,
+                     .workspace = {scratch.data(), scratch.bytes()},
+                     .measuring = context.measuring};
+  };
   const auto run = [&](auto issue) {
     const Contents before_first = contents_of(first.outputs());
     const Contents before_second = contents_of(second.outputs());
-    OpContext context{.backend = runner.backend(), .stream = runner.stream()};
-    OpContext beside{.backend = runner.backend(), .stream = *other};
-    for (int round = 0; round < rounds; ++round) {
-      issue(context, first.links());
-      issue(beside, second.links());
-    }
-    runner.stream().synchronize();
-    other->synchronize();
+    runner.run_once([&](OpContext& context) {
+      OpContext beside = context_beside(context);
+      for (int round = 0; round < rounds; ++round) {
+        issue(context, first.links());
+        issue(beside, second.links());
+      }
+      other->synchronize();
+    });
     Contents contents = contents_of(first.outputs());
     for (const auto& bytes : contents_of(second.outputs())) contents.push_back(bytes);
     restore(first.outputs(), before_first);

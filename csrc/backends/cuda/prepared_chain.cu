@@ -53,11 +53,11 @@ template <WeightKind kKind, int kRows>
 void run(Stream& stream, const PreparedChain& chain, std::int64_t inputs, int multiprocessors) {
   using Value = typename kernels::WeightTraits<kKind>::Value;
   const auto kernel = kernels::prepared_chain_kernel<kKind, kRows>;
-  static const int resident = resident_blocks(kName, kernel, kernels::kChainBlock, kMaxSharedBytes);
+  static const int resident = resident_blocks(kName, kernel, kernels::kChainBlock<kRows>, kMaxSharedBytes);
   ensure(resident >= 1, "prepared_chain does not fit on a multiprocessor");
   launch(stream, kName, kernel,
          {.grid = dim3(static_cast<unsigned>(multiprocessors)),
-          .block = dim3(kernels::kChainBlock),
+          .block = dim3(kernels::kChainBlock<kRows>),
           .shared_bytes = static_cast<std::size_t>(kernels::prepared_chain_bytes(inputs, sizeof(Value), kRows)),
           .cooperative = true,
           .overlapped = kOverlapped},

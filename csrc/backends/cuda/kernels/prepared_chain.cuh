@@ -29,10 +29,12 @@ struct PreparedChain {
 
 // One block of a multiprocessor has all of its threads and memory: fewer blocks meet sooner, and each makes its rows
 // once for all outputs of the multiprocessor. A release waits for what its thread has under way, so the thread that
-// arrives at the barrier is in a warp that brings no weights.
+// arrives at the barrier, the block's last one, is in a warp that brings no weights; the sums of several rows leave no
+// registers for such a warp.
 inline constexpr int kChainThreads = 512;  // that bring weights, and make rows
 inline constexpr int kChainWarps = kChainThreads / kWarp;
-inline constexpr int kChainBlock = kChainThreads + kWarp;
+template <int kRows>
+inline constexpr int kChainBlock = kRows == 1 ? kChainThreads + kWarp : kChainThreads;
 inline constexpr int kMostParts = 8;  // SmallLinearParams::split
 // Vectors of a lane and output that are under way: 128 KiB of a multiprocessor. What memory brings in 3 us, longer than
 // a barrier and the making of a row.
@@ -212,7 +214,7 @@ __device__ __forceinline__ void prefetch_share(const ChainLink& link) {
   const std::int64_t last = std::int64_t{share.end} * kSmallLinearOutputs;
   const std::int64_t end = (last < p.outputs ? last : p.outputs) * row;
   std::int64_t at = std::int64_t{share.begin} * kSmallLinearOutputs * row + kHeld + threadIdx.x * kPiece;
-  for (; at < end; at += kChainBlock * kPiece) {
+  for (; at < end; at += blockDim.x * kPiece) {
     const std::int64_t left = end - at;
     prefetch_to_l2(static_cast<const std::uint8_t*>(p.weights) + at,
                    static_cast<std::uint32_t>(left < kPiece ? left : kPiece));
@@ -231,7 +233,8 @@ __device__ __forceinline__ void with_maker(RowMaker maker, const F& f) {
 // the others kChainThreads of them; chain_block_outputs() times kRows is at most kChainThreads. A cooperative launch of
 // at most as many blocks as are resident. Dynamic shared memory: prepared_chain_bytes().
 template <WeightKind kKind, int kRows>
-__global__ void __launch_bounds__(kChainBlock, 1) prepared_chain_kernel(const __grid_constant__ PreparedChain chain) {
+__global__ void __launch_bounds__(kChainBlock<kRows>, 1)
+    prepared_chain_kernel(const __grid_constant__ PreparedChain chain) {
   using Value = typename WeightTraits<kKind>::Value;
   using Y = bf16;
   constexpr int kSums = kRows * kSmallLinearOutputs;
@@ -242,12 +245,13 @@ __global__ void __launch_bounds__(kChainBlock, 1) prepared_chain_kernel(const __
   auto* const x = reinterpret_cast<Value*>(slots + prepared_chain_slots());
   ChainStream<kKind> weights(chain, slots);
   prefetch_share<kKind>(chain.links[0]);
-  GridBarrier barrier(chain.barrier, kChainBlock - 1);
+  GridBarrier barrier(chain.barrier, kChainBlock<kRows> - 1);
   int live = 0;
   ChainTeam team;
 #pragma unroll 1
   for (int l = 0; l < chain.count; ++l) {
     SmallLinearParams p = chain.links[l].product;
+    p.offsets = nullptr;  // known to the compiler
     const RowSource& from = chain.links[l].from;
     const int log_parts = chain.links[l].log_parts;
     const ChainShare share(chain.links[l]);
@@ -266,11 +270,12 @@ __global__ void __launch_bounds__(kChainBlock, 1) prepared_chain_kernel(const __
       }
       auto held = made.load(from, 0);  // beside the number of rows
       if (l == 0) live = find_chunk<kRows>(p, 0).count;
-      if (share.begin == share.end) return;  // the same for all threads
+      if (live == 0 || share.begin == share.end) return;  // the same for all threads
+      const int rows = kRows == 1 ? 1 : live;
 #pragma unroll 1
-      for (int r = 0; r < live; ++r) {
+      for (int r = 0; r < rows; ++r) {
         made.make(held, from, team);
-        if (r + 1 < live) held = made.load(from, r + 1);
+        if (r + 1 < rows) held = made.load(from, r + 1);
         made.store(x + r * p.inputs, scales + r, team);
       }
     });
