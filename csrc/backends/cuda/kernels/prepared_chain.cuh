@@ -202,7 +202,7 @@ class ChainTeam {
   int turn_ = 0;
 };
 
-// Asks for what the stream does not hold of the block's weights, for L2: they lie in one piece.
+// Asks for what the stream does not hold of the block's weights, for L2: they lie in one piece. A warp calls it.
 template <WeightKind kKind>
 __device__ __forceinline__ void prefetch_share(const ChainLink& link) {
   using Value = typename WeightTraits<kKind>::Value;
@@ -213,8 +213,8 @@ __device__ __forceinline__ void prefetch_share(const ChainLink& link) {
   const std::int64_t row = p.inputs * static_cast<std::int64_t>(sizeof(Value));
   const std::int64_t last = std::int64_t{share.end} * kSmallLinearOutputs;
   const std::int64_t end = (last < p.outputs ? last : p.outputs) * row;
-  std::int64_t at = std::int64_t{share.begin} * kSmallLinearOutputs * row + kHeld + threadIdx.x * kPiece;
-  for (; at < end; at += blockDim.x * kPiece) {
+  std::int64_t at = std::int64_t{share.begin} * kSmallLinearOutputs * row + kHeld + lane_index() * kPiece;
+  for (; at < end; at += kWarp * kPiece) {
     const std::int64_t left = end - at;
     prefetch_to_l2(static_cast<const std::uint8_t*>(p.weights) + at,
                    static_cast<std::uint32_t>(left < kPiece ? left : kPiece));
@@ -244,7 +244,8 @@ __global__ void __launch_bounds__(kChainBlock<kRows>, 1)
   auto* const slots = dynamic_shared<uint4>();
   auto* const x = reinterpret_cast<Value*>(slots + prepared_chain_slots());
   ChainStream<kKind> weights(chain, slots);
-  prefetch_share<kKind>(chain.links[0]);
+  const bool asks = warp_index() == kChainBlock<kRows> / kWarp - 1;  // the warp that has the least to do
+  if (asks) prefetch_share<kKind>(chain.links[0]);
   GridBarrier barrier(chain.barrier, kChainBlock<kRows> - 1);
   int live = 0;
   ChainTeam team;
@@ -313,7 +314,7 @@ __global__ void __launch_bounds__(kChainBlock<kRows>, 1)
       }
     }
     const bool last = l + 1 == chain.count;
-    if (!last) prefetch_share<kKind>(chain.links[l + 1]);
+    if (asks && !last) prefetch_share<kKind>(chain.links[l + 1]);
     __syncthreads();
     if (finishes) {
       const float* const own = parts + place.column / kSmallLinearOutputs * p.split * kSums +
