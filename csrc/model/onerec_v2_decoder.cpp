@@ -190,7 +190,10 @@ void OneRecV2Pass::project_norm(const RmsNormParams& norm, const Operand& x, con
 
 void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows) {
   const Operand x = first_rows(attended_x_, rows.capacity);
-  if (!x.quantized()) return stream_.add(output_product({.values = attended}, layer, h, rows));
+  if (!x.quantized()) {
+    return stream_.add(
+        PreparedLinearParams{.input = ReadyInput{}, .product = output_product({.values = attended}, layer, h, rows)});
+  }
   stream_.add(PreparedLinearParams{.input = QuantizeParams{.x = attended, .quantized = x, .rows = rows},
                                    .product = output_product(x, layer, h, rows)});
 }

@@ -30,6 +30,7 @@ Written written_by(const QuantizeParams& p) { return {p.quantized.values.data, p
 void issue(OpContext& context, const RmsNormParams& p) { rms_norm(context, p); }
 void issue(OpContext& context, const SwigluParams& p) { swiglu(context, p); }
 void issue(OpContext& context, const QuantizeParams& p) { quantize(context, p); }
+void issue(OpContext&, const ReadyInput&) {}
 
 template <class Params>
 void check(const OpContext& context, const Params& input, const LinearParams& product) {
@@ -45,6 +46,8 @@ void check(const OpContext& context, const Params& input, const LinearParams& pr
     check_apart(context, kOp, "the input", read_by(input), "residual", product.residual, rows);
   }
 }
+
+void check(const OpContext&, const ReadyInput&, const LinearParams&) {}
 
 void check(const OpContext& context, const PreparedLinearParams& params) {
   std::visit([&](const auto& input) { check(context, input, params.product); }, params.input);

@@ -10,11 +10,14 @@
 
 namespace onerec {
 
+// An input that is there: product.x is read as it is.
+struct ReadyInput {};
+
 // `input` (rms_norm, swiglu or quantize), which has product.x as its only output and the same rows, then the linear
 // `product`. A backend may do both at once and leave product.x alone: what it holds afterwards is unspecified. What
 // `input` reads overlaps neither product.y nor product.residual.
 struct PreparedLinearParams {
-  std::variant<RmsNormParams, SwigluParams, QuantizeParams> input;
+  std::variant<RmsNormParams, SwigluParams, QuantizeParams, ReadyInput> input;
   LinearParams product;
 };
 

@@ -15,6 +15,9 @@ struct DeviceLimits {
   bool cooperative = true;   // all blocks of a grid can be made to run at once
 };
 
+// Whether linear() does.
+bool takes_tensor_cores(const LinearParams& params, const DeviceLimits& limits);
+
 class CudaBackend final : public Backend {
  public:
   CudaBackend(std::unique_ptr<Device> device, const DeviceLimits& limits)

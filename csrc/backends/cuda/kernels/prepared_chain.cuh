@@ -13,7 +13,7 @@ namespace onerec::cuda::kernels {
 inline constexpr int kMostLinks = 8;
 
 struct ChainLink {
-  SmallLinearParams product;  // as for prepared_linear_kernel
+  SmallLinearParams product;  // as for prepared_linear_kernel; kCopy without codes copies what x is
   RowSource from;
   RowMaker maker = RowMaker::kCopy;
   int log_parts = 0;  // of product.split
@@ -221,12 +221,12 @@ __device__ __forceinline__ void prefetch_share(const ChainLink& link) {
   }
 }
 
-// Calls f(std::integral_constant) with the maker; of weights without codes no row is copied.
-template <WeightKind kKind, class F>
+// Calls f(std::integral_constant) with the maker.
+template <class F>
 __device__ __forceinline__ void with_maker(RowMaker maker, const F& f) {
   if (maker == RowMaker::kNorm) return f(std::integral_constant<RowMaker, RowMaker::kNorm>{});
   if (maker == RowMaker::kSwiglu) return f(std::integral_constant<RowMaker, RowMaker::kSwiglu>{});
-  if constexpr (WeightTraits<kKind>::kCodes) f(std::integral_constant<RowMaker, RowMaker::kCopy>{});
+  f(std::integral_constant<RowMaker, RowMaker::kCopy>{});
 }
 
 // y of BF16. Links as for prepared_linear_kernel<kKind, bf16, kRows, bf16, ...>, whose kNorm has as many members and
@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kChainBlock<kRows>, 1)
     const bool within = column < (share.end - share.begin) * kSmallLinearOutputs;
     const OutputPlace<kKind, Y> place(p, static_cast<int>(threadIdx.x) % kRows, column,
                                       within ? std::int64_t{share.begin} * kSmallLinearOutputs + column : p.outputs);
-    with_maker<kKind>(chain.links[l].maker, [&](auto maker) {
+    with_maker(chain.links[l].maker, [&](auto maker) {
       MadeRow<bf16, maker.value, kChainThreads, ChainTeam> made(from, p.inputs);
       if (l == 0) {
         overlap_with_neighbours();
