@@ -1,6 +1,7 @@
 // The shared memory of an emulated block.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -19,6 +20,9 @@ class StaticShared {
   StaticShared& operator=(const StaticShared&) = delete;
 
   void poison();
+  // All of it, for blocks that take turns.
+  std::vector<std::byte> contents() const { return {begin_, begin_ + before_.size()}; }
+  void set_contents(const std::vector<std::byte>& contents) { std::copy(contents.begin(), contents.end(), begin_); }
 
  private:
   std::byte* begin_ = nullptr;
