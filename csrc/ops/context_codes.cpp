@@ -26,7 +26,6 @@ void check_scale(const char* op, const char* name, float scale) {
 void check(const OpContext& context, const QuantizeContextParams& p) {
   check_at_least(kOp, "batch", p.batch, 0);
   check_at_least(kOp, "tokens_capacity", p.tokens_capacity, 0);
-  check_at_least(kOp, "max_request_tokens", p.max_request_tokens, 0);
   check_at_least(kOp, "columns", p.k.cols, 1);
   check_pointer(kOp, "context_offsets", p.context_offsets);
   const std::int64_t tokens = p.tokens_capacity;

@@ -22,8 +22,7 @@ struct QuantizeContextParams {
   ConstMatrix v = {};                             // the same shape and dtype; may be k itself
   const std::int32_t* context_offsets = nullptr;  // [batch + 1], device
   std::int64_t batch = 0;
-  std::int64_t tokens_capacity = 0;     // of all requests together
-  std::int64_t max_request_tokens = 0;  // capacity of one request
+  std::int64_t tokens_capacity = 0;  // of all requests together
   ContextCodes codes = {};
 };
 

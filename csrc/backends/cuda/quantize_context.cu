@@ -15,6 +15,7 @@ void run(Stream& stream, const QuantizeContextParams& p) {
                                                        .v = static_cast<const T*>(p.v.data),
                                                        .v_stride = p.v.stride,
                                                        .context_offsets = p.context_offsets,
+                                                       .requests = static_cast<int>(p.batch),
                                                        .keys = static_cast<std::uint8_t*>(codes.keys.data),
                                                        .keys_stride = codes.keys.stride,
                                                        .values = static_cast<std::uint8_t*>(codes.values.data),
@@ -23,8 +24,8 @@ void run(Stream& stream, const QuantizeContextParams& p) {
                                                        .key_inverse = 1.0f / codes.key_scale,
                                                        .value_inverse = 1.0f / codes.value_scale};
   launch(stream, "quantize_context", kernels::quantize_context_kernel<T>,
-         {.grid = dim3(blocks_for(p.max_request_tokens, kernels::kContextTokens),
-                       blocks_for(p.k.cols, kernels::kContextColumns), static_cast<unsigned>(p.batch)),
+         {.grid = dim3(static_cast<unsigned>(kernels::context_block(p.tokens_capacity, p.batch)),
+                       blocks_for(p.k.cols, kernels::kContextColumns)),
           .block = dim3(kernels::kContextThreads)},
          arguments);
 }

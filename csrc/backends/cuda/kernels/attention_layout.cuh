@@ -18,7 +18,8 @@ inline constexpr int kFlashWarpgroups = 2;
 
 // Tokens of a context tile: a multiple of 16, at most 256. Keys that are the values as well leave room for more.
 inline constexpr int kUsualTileTokens = 128;
-inline constexpr int kCodedTileTokens = 96;  // two tiles' scores at a time find room in registers
+// Products of codes take half as long: what every tile costs besides is shared by more tokens.
+inline constexpr int kCodedTileTokens = 192;
 constexpr int tokens_of_tile(ContextTensors context) {
   return context == ContextTensors::kCodes ? kCodedTileTokens : kUsualTileTokens;
 }

@@ -192,14 +192,18 @@ __device__ __forceinline__ void look_on(const FlashAttentionMemory<Config>& memo
   }
 }
 
-// A warpgroup's queries as codes, each row with a scale of its own. A warp has its 16 rows to itself.
-template <class Config>
-__device__ __forceinline__ void code_queries(const FlashAttentionMemory<Config>& memory, int consumer, int slot,
-                                             int thread) {
-  constexpr int kHeadDim = Config::kHeadDim;
+// e4m3_scale() within 1 unit in the last place: a division is a call.
+__device__ __forceinline__ float approximate_e4m3_scale(float amax) {
+  const float scale = amax * (1.0f / 448.0f);
+  return scale < 1e-12f ? 1e-12f : scale;
+}
+
+// A warpgroup's queries as codes, each row with a scale of its own, and `scale_log2` with that scale for the thread's two
+// rows. A warp has its 16 rows to itself.
+template <int kHeadDim>
+__device__ __forceinline__ void code_queries(const unsigned char* queries, unsigned char* codes, int thread, float scale,
+                                             float (&scale_log2)[2]) {
   constexpr int kWords = kHeadDim / 8;  // of four codes, of a thread
-  const unsigned char* const queries = memory.queries(consumer, slot);
-  unsigned char* const codes = memory.coded_queries(consumer);
   uint2 values[kWords];
   float largest[2] = {0.0f, 0.0f};
 #pragma unroll
@@ -217,9 +221,9 @@ __device__ __forceinline__ void code_queries(const FlashAttentionMemory<Config>&
   for (int half = 0; half < 2; ++half) {
     largest[half] = max_or_nan(largest[half], __shfl_xor_sync(0xffffffffu, largest[half], 1));
     largest[half] = max_or_nan(largest[half], __shfl_xor_sync(0xffffffffu, largest[half], 2));
-    const float scale = approximate_e4m3_scale(largest[half]);
-    if (thread % 4 == 0) memory.query_scales(consumer)[code_row(thread, half)] = scale;
-    inverse[half] = approximate_inverse(scale);
+    const float row_scale = approximate_e4m3_scale(largest[half]);
+    scale_log2[half] = scale * row_scale;
+    inverse[half] = approximate_inverse(row_scale);
   }
 #pragma unroll
   for (int i = 0; i < kWords; ++i) {
@@ -256,8 +260,9 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
   typename Layouts::ScoreMma score_mma;
   typename Layouts::ValueMma value_mma;
   const auto as_elements = [](unsigned char* bytes) { return cute::make_smem_ptr(reinterpret_cast<Element*>(bytes)); };
-  const auto queries = score_mma.get_slice(thread).partition_fragment_A(
-      cute::make_tensor(as_elements(memory.queries(consumer)), typename Layouts::Queries{}));
+  const auto queries = score_mma.get_slice(thread).partition_fragment_A(cute::make_tensor(
+      as_elements(Config::kCodes ? memory.coded_queries(consumer) : memory.queries(consumer)),
+      typename Layouts::Queries{}));
   const auto keys = score_mma.get_slice(thread).partition_fragment_B(
       cute::make_tensor(as_elements(memory.ring(Memory::kKeys)), typename Layouts::Keys{}));
   const auto values = value_mma.get_slice(thread).partition_fragment_B(
@@ -274,7 +279,8 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
 
   using Softmax = typename Layouts::Softmax;
   Softmax softmax;      // of the item under way
-  const float scale_log2[2] = {args.scale_log2, args.scale_log2};
+  float scale_log2[2];  // of its scores, by row
+  scale_log2[0] = scale_log2[1] = args.scale_log2;
   int use = 0;          // of the rings, by the next tile
   int summing = kNone;  // the use whose values are being summed
   int pending = kNone;  // the slot of the item whose last numerators, those of use - 1, are still to be summed
@@ -284,8 +290,12 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
   };
   const auto release_tile = [&](int ring, int at) { release(memory.emptied(ring, ring_stage(at, kStages)), thread); };
   const auto start_scores = [&](int slot) {
-    start_product(score_mma, cute::GMMA::ScaleOut::Zero, queries(_, _, _, slot),
-                  keys(_, _, _, ring_stage(use, kStages)), scores);
+    const auto tile = keys(_, _, _, ring_stage(use, kStages));
+    if constexpr (Config::kCodes) {
+      start_product(score_mma, cute::GMMA::ScaleOut::Zero, queries, tile, scores);
+    } else {
+      start_product(score_mma, cute::GMMA::ScaleOut::Zero, queries(_, _, _, slot), tile, scores);
+    }
   };
   const auto start_sums = [&] {
     summing = pending == kNone ? kNone : use - 1;
@@ -304,7 +314,11 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
   // move the wait in front of them, and nothing would overlap.
   const auto make_numerators = [&] {
     if (softmax.grew) scale_rows(sums, softmax.shrink);
-    round_numerators(scores, numerators);
+    if constexpr (Config::kCodes) {
+      code_numerators(scores, numerators);
+    } else {
+      round_numerators(scores, numerators);
+    }
     if (!Config::kShared && pending != kNone) await(Memory::kValues, use - 1);
   };
   const auto live_queries = [&](const AttentionItem& item) {
@@ -357,6 +371,12 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
       // Without an item before, sums of anything are started, which nobody stores: products behind a condition would
       // be serialised.
       make_numerators();
+      if constexpr (Config::kCodes) {
+        code_queries<Config::kHeadDim>(memory.queries(consumer, slot), memory.coded_queries(consumer),
+                                       thread_anew(thread), args.scale_log2, scale_log2);
+        publish_shared();
+        sync_warpgroup(consumer);
+      }
       await(Memory::kKeys, use);
       if (with_turns) turns.take();
       start_scores(slot);
@@ -404,201 +424,6 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
   turns.finish();
 }
 
-// The same of codes. Three tiles are under way at a time: while the numerators of one are made, the tensor cores sum the
-// values of the one before and make the scores of the one behind, which may be of the next item. So the two warpgroups
-// need no turns.
-template <class Config>
-__device__ __forceinline__ void attend_coded_items(const FlashAttentionArguments& args,
-                                                   const FlashAttentionMemory<Config>& memory, int consumer) {
-  using Memory = FlashAttentionMemory<Config>;
-  using Layouts = FlashAttentionLayouts<Config>;
-  using Element = typename Layouts::Element;
-  using Softmax = typename Layouts::Softmax;
-  using cute::_;
-  constexpr int kStages = Config::kStages;
-  constexpr int kNone = -1;
-  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-  const int warpgroup_rows = args.schedule.warpgroup_rows;
-
-  typename Layouts::ScoreMma score_mma;
-  typename Layouts::ValueMma value_mma;
-  const auto as_elements = [](unsigned char* bytes) { return cute::make_smem_ptr(reinterpret_cast<Element*>(bytes)); };
-  const auto queries = score_mma.get_slice(thread).partition_fragment_A(
-      cute::make_tensor(as_elements(memory.coded_queries(consumer)), typename Layouts::Queries{}));
-  const auto keys = score_mma.get_slice(thread).partition_fragment_B(
-      cute::make_tensor(as_elements(memory.ring(Memory::kKeys)), typename Layouts::Keys{}));
-  const auto values = value_mma.get_slice(thread).partition_fragment_B(
-      cute::make_tensor(as_elements(memory.ring(Memory::kValues)), typename Layouts::Values{}));
-  const auto make_scores = [&] {
-    return cute::partition_fragment_C(score_mma, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kTokens>>{});
-  };
-  auto even_scores = make_scores();
-  auto odd_scores = make_scores();
-  auto sums =
-      cute::partition_fragment_C(value_mma, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>>{});
-  auto even_numerators = cute::make_tensor<Element>(typename Layouts::Numerators{});
-  auto odd_numerators = cute::make_tensor<Element>(typename Layouts::Numerators{});
-
-  // A tile on its way: behind those of `use`, by one for each stage.
-  struct Tile {
-    bool live;  // there is one
-    int item;   // the slot of its item, if it is the first one; else kNone
-  };
-  Tile summed{}, softened{};  // whose values are summed next, whose numerators are made next
-  int use = 0;            // of the rings, by the tile whose values are summed next
-  int number = 0;         // of the item behind the foremost one, whose scores are made
-  int slot = 0;           // of the foremost one
-  int begin = 0;          // the uses of its tiles
-  int end = 0;
-  int pending = kNone;      // the slot of the item that is being summed
-  Softmax softmax;          // of the item whose numerators are made
-  float scale_log2[2];      // of its scores
-
-  const auto await = [&](int ring, int at) {
-    wait_barrier(memory.filled(ring, ring_stage(at, kStages)), ring_parity(at, kStages));
-  };
-  const auto release_tile = [&](int ring, int at) { release(memory.emptied(ring, ring_stage(at, kStages)), thread); };
-  const auto live_queries = [&](const AttentionItem& item) {
-    return WarpgroupQueries{item.first_row + consumer * warpgroup_rows, item.group * args.group_heads,
-                            live_rows(item, consumer, warpgroup_rows) * args.group_heads};
-  };
-  const auto describe_item = [&]() -> AttentionItem* {
-    const int at = ring_stage(number, kItemSlots);
-    wait_barrier(memory.item_filled(at), ring_parity(number, kItemSlots));
-    return memory.item(at);
-  };
-  // Makes the next item, whose tiles are those from use `first` on, the foremost one; false if it has nothing to multiply.
-  const auto take_item = [&](int first) -> bool {
-    const AttentionItem* const item = describe_item();
-    const int tiles = item->tiles;
-    if (tiles == 0 || live_rows(*item, consumer, warpgroup_rows) == 0) return false;
-    slot = ring_stage(number, kItemSlots);
-    begin = first;
-    end = first + tiles;
-    ++number;
-    code_queries(memory, consumer, slot, thread_anew(thread));
-    publish_shared();
-    sync_warpgroup(consumer);
-    return true;
-  };
-  // The same behind items that have nothing to multiply. Nothing is under way. False at the end.
-  const auto take_next_item = [&]() -> bool {
-    while (!take_item(use)) {
-      const AttentionItem item = *describe_item();
-      if (item.rows == 0) return false;
-      if (item.tiles == 0) {
-        store_nothing<Config::kHeadDim>(args, live_queries(item), item.split, thread);
-      } else {
-        look_on(memory, item.tiles, use, thread);
-      }
-      use += item.tiles;
-      __syncwarp();
-      release(memory.item_emptied(ring_stage(number, kItemSlots)), thread);
-      ++number;
-    }
-    return true;
-  };
-  // The tile of use `at`, if its scores can be made: no more than two items are under way.
-  const auto take_tile = [&](int at) -> Tile {
-    const bool live = at < end || (begin <= use && take_item(at));
-    if (live) await(Memory::kKeys, at);
-    return {live, live && at == begin ? slot : kNone};
-  };
-  const auto store_pending = [&](float4 of) {
-    const AttentionItem item = *memory.item(pending);
-    const float base[2] = {of.x, of.y};
-    const float denominator[2] = {sum_of_four_lanes(of.z), sum_of_four_lanes(of.w)};
-    if (args.schedule.splits > 1) {
-      store_split<Config::kHeadDim>(args, live_queries(item), item.split, sums, base, denominator,
-                                    thread_anew(thread));
-    } else {
-      store_output<Config::kHeadDim>(args, live_queries(item), sums, denominator, memory.queries(consumer, pending),
-                                     thread_anew(thread));
-    }
-    __syncwarp();
-    release(memory.item_emptied(pending), thread);
-  };
-  const auto start_scores = [&](int at, auto& scores) {
-    start_product(score_mma, cute::GMMA::ScaleOut::Zero, queries, keys(_, _, _, ring_stage(at, kStages)), scores);
-  };
-  const auto soften = [&](const Tile& tile, auto& scores, auto& numerators) {
-    if (tile.item != kNone) {
-      *memory.left(consumer, thread) = make_float4(softmax.base[0], softmax.base[1], softmax.sum[0], softmax.sum[1]);
-      softmax = {};
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        scale_log2[half] = args.scale_log2 * memory.query_scales(consumer)[accumulator_row(thread, 2 * half)];
-      }
-      const int tail = memory.item(tile.item)->last_tokens;
-      if (tail < Config::kTokens) {
-        // Accumulators may not be written while products are under way.
-        cute::warpgroup_wait<0>();
-        cute::warpgroup_fence_operand(scores);
-        mask_columns(scores, tail, thread_anew(thread));
-      }
-    }
-    softmax.advance_to_codes(scores, scale_log2, numerators);
-  };
-  // `now` holds numerators, `next` takes, and then holds, the next tile's scores; those of the tile behind that come to
-  // where the numerators were. False if there is no next tile. Ends with a branch: in one block of instructions with the
-  // exponentials, the assembler would move the wait in front of them, and nothing would overlap.
-  const auto step = [&](auto& now, auto& numerators, auto& next, auto& next_numerators) -> bool {
-    cute::warpgroup_wait<0>();
-    cute::warpgroup_fence_operand(next);
-    cute::warpgroup_fence_operand(sums);
-    const bool first = summed.item != kNone;
-    if (pending != kNone) release_tile(Memory::kValues, use - 1);
-    if (softened.live) release_tile(Memory::kKeys, use + 1);
-    if (first) {
-      if (pending != kNone) store_pending(*memory.left(consumer, thread));
-      pending = summed.item;
-    } else if (softmax.grew) {
-      scale_rows(sums, softmax.shrink);
-    }
-    await(Memory::kValues, use);
-    if (first) {
-      const int tail = memory.item(pending)->last_tokens;
-      if (tail < Config::kTokens) {
-        clear_tail<Config>(memory.ring(Memory::kValues, ring_stage(use, kStages)), tail, thread_anew(thread));
-        publish_shared();
-        sync_warpgroup(consumer);
-      }
-    }
-    cute::warpgroup_fence_operand(numerators);
-    start_product(value_mma, first ? cute::GMMA::ScaleOut::Zero : cute::GMMA::ScaleOut::One, numerators,
-                  values(_, _, _, ring_stage(use, kStages)), sums);
-    const Tile scored = softened.live ? take_tile(use + 2) : Tile{false, kNone};
-    start_scores(use + 2, now);  // without such a tile of anything, for nobody
-    ++use;
-    if (!softened.live) return false;
-    soften(softened, next, next_numerators);
-    summed = softened;
-    softened = scored;
-    return true;
-  };
-
-  while (take_next_item()) {
-    await(Memory::kKeys, use);
-    start_scores(use, even_scores);
-    cute::warpgroup_wait<0>();
-    cute::warpgroup_fence_operand(even_scores);
-    release_tile(Memory::kKeys, use);
-    pending = kNone;
-    summed = {true, slot};
-    soften(summed, even_scores, even_numerators);
-    softened = take_tile(use + 1);
-    start_scores(use + 1, odd_scores);
-#pragma unroll 1
-    while (step(even_scores, even_numerators, odd_scores, odd_numerators) &&
-           step(odd_scores, odd_numerators, even_scores, even_numerators)) {
-    }
-    cute::warpgroup_wait<0>();
-    cute::warpgroup_fence_operand(sums);
-    release_tile(Memory::kValues, use - 1);
-    store_pending(make_float4(softmax.base[0], softmax.base[1], softmax.sum[0], softmax.sum[1]));
-  }
-}
-
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     flash_attention(const __grid_constant__ FlashAttentionMaps maps, const FlashAttentionArguments args) {
@@ -633,11 +458,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     if (threadIdx.x == 0) copy_items(args, memory, maps);
   } else {
     take_registers<Config::kMultiplyRegisters>();
-    if constexpr (Config::kCodes) {
-      attend_coded_items(args, memory, warpgroup - 1);
-    } else {
-      attend_items(args, memory, warpgroup - 1);
-    }
+    attend_items(args, memory, warpgroup - 1);
   }
 }
 

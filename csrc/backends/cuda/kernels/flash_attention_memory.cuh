@@ -32,12 +32,7 @@ struct FlashAttentionConfig {
   static constexpr int kTileBytes = kTokens * kTileRowBytes;
   static constexpr int kCodedQueryBytes = kCodes ? kWarpgroupRows * kHeadDim : 0;  // of a warpgroup
   static constexpr int kCodedQueryOffset = kConsumers * kItemSlots * kQueryBytes;
-  // Of a multiplying warpgroup of codes: the scales of its queries, and four words that each of its threads leaves.
-  static constexpr int kScaleBytes = kCodes ? kWarpgroupRows * 4 : 0;
-  static constexpr int kLeftBytes = kCodes ? kWarpgroup * 16 : 0;
-  static constexpr int kScaleOffset = kCodedQueryOffset + kConsumers * kCodedQueryBytes;
-  static constexpr int kLeftOffset = kScaleOffset + kConsumers * kScaleBytes;
-  static constexpr int kRingOffset = (kLeftOffset + kConsumers * kLeftBytes + 1023) / 1024 * 1024;
+  static constexpr int kRingOffset = kCodedQueryOffset + kConsumers * kCodedQueryBytes;
   static constexpr int kMostBytes = 227 * 1024;  // of a block
   static constexpr int kSmallBytes = 512;        // items and barriers, at most
   static constexpr int kMostStages = 5;
@@ -128,12 +123,6 @@ class FlashAttentionMemory {
   }
   __device__ unsigned char* coded_queries(int consumer) const {
     return shared_ + Config::kCodedQueryOffset + consumer * Config::kCodedQueryBytes;
-  }
-  __device__ float* query_scales(int consumer) const {
-    return reinterpret_cast<float*>(shared_ + Config::kScaleOffset + consumer * Config::kScaleBytes);
-  }
-  __device__ float4* left(int consumer, int thread) const {
-    return reinterpret_cast<float4*>(shared_ + Config::kLeftOffset + consumer * Config::kLeftBytes) + thread;
   }
   __device__ AttentionItem* item(int slot) const {
     return reinterpret_cast<AttentionItem*>(shared_ + Config::kItemOffset) + slot;

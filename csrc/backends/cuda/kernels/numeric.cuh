@@ -81,12 +81,6 @@ __device__ __forceinline__ float e4m3_scale(float amax) {
   return scale < 1e-12f ? 1e-12f : scale;
 }
 
-// The same within 1 unit in the last place, without a division.
-__device__ __forceinline__ float approximate_e4m3_scale(float amax) {
-  const float scale = amax * (1.0f / 448.0f);
-  return scale < 1e-12f ? 1e-12f : scale;
-}
-
 // Rounds to nearest even and saturates to +-448. The toolkit's conversion drops the sign of a NaN; it is put back.
 __device__ __forceinline__ std::uint8_t to_e4m3(float value) {
   const auto code = static_cast<std::uint32_t>(__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3));

@@ -14,6 +14,7 @@ struct QuantizeContextArguments {
   const T* v = nullptr;  // may be k
   std::int64_t v_stride = 0;
   const std::int32_t* context_offsets = nullptr;  // [requests + 1]
+  int requests = 0;
   std::uint8_t* keys = nullptr;
   std::int64_t keys_stride = 0;
   std::uint8_t* values = nullptr;  // aligned to 16 bytes, as is every row
@@ -36,17 +37,39 @@ __device__ __forceinline__ void load_columns(const T* from, std::int64_t live, f
   for (int j = 0; j < 4; ++j) values[j] = j < live ? to_float(from[j]) : 0.0f;
 }
 
-// Grid: tiles of kContextTokens tokens of a request, tiles of kContextColumns columns, requests.
+// The blocks of request `b` begin here, whose first token is `first` among those of all requests; it has more than its
+// tiles at most.
+__host__ __device__ constexpr std::int64_t context_block(std::int64_t first, std::int64_t b) {
+  return first / kContextTokens + b;
+}
+
+// Whose block `index` is.
+template <class T>
+__device__ __forceinline__ int request_of_block(const QuantizeContextArguments<T>& args, std::int64_t index) {
+  int behind = 1;  // the first request whose blocks begin behind it, or the number of requests
+  int end = args.requests;
+  while (behind < end) {
+    const int middle = (behind + end) / 2;
+    if (context_block(args.context_offsets[middle], middle) <= index) {
+      behind = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return behind - 1;
+}
+
+// Grid: context_block() of all tokens and requests, tiles of kContextColumns columns.
 template <class T>
 __global__ void __launch_bounds__(kContextThreads) quantize_context_kernel(const QuantizeContextArguments<T> args) {
   static_assert(kContextTokens % kTokenGroup == 0, "a group is in one block");
   constexpr int kRowThreads = kContextColumns / 4;
   __shared__ __align__(16) std::uint8_t transposed[kContextColumns * kContextPitch];
   overlap_with_neighbours();
-  const auto request = static_cast<int>(blockIdx.z);
+  const int request = request_of_block(args, blockIdx.x);
   const std::int64_t first = args.context_offsets[request];
   const std::int64_t tokens = args.context_offsets[request + 1] - first;
-  const std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * kContextTokens;
+  const std::int64_t base = (blockIdx.x - context_block(first, request)) * kContextTokens;
   if (base >= tokens) return;  // all threads
   const std::int64_t first_column = static_cast<std::int64_t>(blockIdx.y) * kContextColumns;
 

@@ -42,35 +42,6 @@ struct RunningSoftmax {
   // Turns the scores of a tile into numerators. `scale_log2`: of each row.
   template <class Scores>
   __device__ __forceinline__ void advance(Scores& scores, const float (&scale_log2)[2]) {
-    float subtracted[2];
-    advance_base(scores, scale_log2, subtracted);
-    constexpr int kElements = decltype(cute::size(scores))::value;
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) scores(e) = numerator(scores, e, scale_log2, subtracted);
-  }
-
-  // The same as codes of a left-hand side whose columns are tokens at their value_column(); leaves the scores alone.
-  template <class Scores, class Codes>
-  __device__ __forceinline__ void advance_to_codes(const Scores& scores, const float (&scale_log2)[2], Codes& codes) {
-    float subtracted[2];
-    advance_base(scores, scale_log2, subtracted);
-    auto words = cute::recast<std::uint32_t>(codes);
-    constexpr int kWords = decltype(cute::size(words))::value;
-    static_assert(kWords * 4 == decltype(cute::size(scores))::value, "as many columns as scores");
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      float four[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) four[j] = numerator(scores, code_element(i, j), scale_log2, subtracted);
-      words(i) = numbers_to_e4m3x4(four[0], four[1], four[2], four[3]);
-    }
-  }
-
- private:
-  // Takes the scores of a tile into the base. `subtracted`: from scores times scale_log2, before the power of 2.
-  template <class Scores>
-  __device__ __forceinline__ void advance_base(const Scores& scores, const float (&scale_log2)[2],
-                                               float (&subtracted)[2]) {
     constexpr int kElements = decltype(cute::size(scores))::value;
     float highest[4];  // two of each row: chains half as long
 #pragma unroll
@@ -79,6 +50,7 @@ struct RunningSoftmax {
       most = e < 4 ? scores(e) : fmaxf(most, scores(e));
     }
     bool grows[2];
+    float subtracted[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float largest = max_of_four_lanes(fmaxf(highest[2 * half], highest[2 * half + 1])) * scale_log2[half];
@@ -91,14 +63,11 @@ struct RunningSoftmax {
       sum[half] *= shrink[half];
     }
     grew = __any_sync(0xffffffffu, grows[0] || grows[1]);
-  }
-
-  template <class Scores>
-  __device__ __forceinline__ float numerator(const Scores& scores, int e, const float (&scale_log2)[2],
-                                             const float (&subtracted)[2]) {
-    const float value = exp2_approximately(fmaf(scores(e), scale_log2[row_half(e)], -subtracted[row_half(e)]));
-    sum[row_half(e)] += value;
-    return value;
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      scores(e) = exp2_approximately(fmaf(scores(e), scale_log2[row_half(e)], -subtracted[row_half(e)]));
+      sum[row_half(e)] += scores(e);
+    }
   }
 };
 
@@ -124,6 +93,19 @@ __device__ __forceinline__ void round_numerators(const Scores& scores, Numerator
   static_assert(kPairs * 2 == decltype(cute::size(scores))::value, "as many columns as scores");
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) pairs(i) = pack_pair(scores(2 * i), scores(2 * i + 1));
+}
+
+// The same of a left-hand side of codes, whose columns are tokens at their value_column().
+template <class Scores, class Numerators>
+__device__ __forceinline__ void code_numerators(const Scores& scores, Numerators& numerators) {
+  auto words = cute::recast<std::uint32_t>(numerators);
+  constexpr int kWords = decltype(cute::size(words))::value;
+  static_assert(kWords * 4 == decltype(cute::size(scores))::value, "as many columns as scores");
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    words(i) = numbers_to_e4m3x4(scores(code_element(i, 0)), scores(code_element(i, 1)), scores(code_element(i, 2)),
+                                 scores(code_element(i, 3)));
+  }
 }
 
 template <class Sums>
