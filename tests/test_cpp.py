@@ -40,7 +40,6 @@ DEVICE_TESTS = (
     "test_linear_contract",
     "test_linear_swiglu",
     "test_moe",
-    "test_prepared_chain",
     "test_prepared_linear",
     "test_quantize",
     "test_rms_norm",

@@ -25,9 +25,10 @@ OneRecV2Pass::OneRecV2Pass(const OneRecV2& model, const PassShape& shape, const 
     : model_(model),
       shape_(shape),
       inputs_(inputs),
+      context_(context),
       memory_(memory),
       context_processor_(model, shape_, context, memory_),
-      feed_forward_(model, shape.rows, context.backend, memory_),
+      feed_forward_(model, shape.rows, context, memory_),
       stream_(context) {
   const OneRecV2Config& config = model.config();
   const DType dtype = model.precision().activation;
@@ -61,7 +62,7 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
   const auto t = static_cast<std::size_t>(step);
   const Extent rows{shape_.rows[t], inputs_.row_count[t]};
   const Matrix h = first_rows(h_, rows.capacity);
-  const Range range = stream_.range(kStepNames[t]);
+  const Range range(context_, kStepNames[t]);
 
   const DeviceArray* table = step == 0 ? weights.bos : weights.tokens[t - 1];
   const void* position = nullptr;
@@ -69,20 +70,20 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
     position = static_cast<const std::byte*>(weights.positions->data()) +
                t * static_cast<std::size_t>(config.hidden_size) * size_of(h.dtype);
   }
-  embed_step(stream_.settled(), {.table = table->data(),
-                                 .table_rows = step == 0 ? 1 : config.codebook_sizes[t - 1],
-                                 .codes = step == 0 ? nullptr : inputs_.codes[t] + (step - 1),
-                                 .code_stride = config.levels(),
-                                 .position = position,
-                                 .h = h,
-                                 .rows = rows});
+  embed_step(context_, {.table = table->data(),
+                        .table_rows = step == 0 ? 1 : config.codebook_sizes[t - 1],
+                        .codes = step == 0 ? nullptr : inputs_.codes[t] + (step - 1),
+                        .code_stride = config.levels(),
+                        .position = position,
+                        .h = h,
+                        .rows = rows});
   stream_.begin();
   const Operand x = first_rows(x_, rows.capacity);
   const Operand head_x{.values = first_rows(head_x_, rows.capacity)};
   const RmsNormParams head_norm = norm(h, weights.output_norms[t], head_x, rows);
   for (std::int64_t l = 0; l < config.num_hidden_layers; ++l) {
     const LayerWeights& layer = weights.layers[static_cast<std::size_t>(l)];
-    const Range layer_range = stream_.range("layer");
+    const Range layer_range(context_, "layer");
     const bool last = l + 1 == config.num_hidden_layers;
     const RmsNormParams behind =
         last ? head_norm : norm(h, weights.layers[static_cast<std::size_t>(l + 1)].cross_norm, x, rows);
@@ -90,19 +91,18 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
     self_attention_block(layer, l, step, h, rows);
     feed_forward_.add_to(h, layer, rows, stream_, behind);
   }
-  const Range head_range = stream_.range("head");
+  const Range head_range(context_, "head");
   const LinearLayer& head = weights.heads[t];
   // Each level's logits are packed at its own width.
   const Matrix logits{logits_.data, DType::kF32, rows.capacity, head.outputs, head.outputs};
   project_norm(head_norm, head_x, head, logits);
-  stream_.settled();
   return logits;
 }
 
 void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
                                          const Extent& rows) {
   const OneRecV2Config& config = model_.config();
-  const Range range = stream_.range("cross_attention");
+  const Range range(context_, "cross_attention");
   const Operand x = first_rows(x_, rows.capacity);
   const Matrix q = first_rows(q_, rows.capacity);
   const Matrix attended = first_rows(attended_, rows.capacity);
@@ -130,12 +130,12 @@ void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t
   const LinearParams product = output_product(codes, layer.cross_o, h, rows);
   const QuantizeParams quantizer{.x = attended, .quantized = codes, .rows = rows};
   // Codes come with the attention, unless the product would rather make them itself.
-  if (codes.quantized() && !stream_.at_once({.input = quantizer, .product = product})) {
+  if (codes.quantized() && !prepared_at_once(context_, {.input = quantizer, .product = product})) {
     params.quantized = codes;
-    cross_attention(stream_.settled(), params);
+    cross_attention(context_, params);
     return stream_.add(product);
   }
-  cross_attention(stream_.settled(), params);
+  cross_attention(context_, params);
   project_out(attended, layer.cross_o, h, rows);
 }
 
@@ -144,7 +144,7 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
   const OneRecV2Config& config = model_.config();
   const auto t = static_cast<std::size_t>(step);
   const auto l = static_cast<std::size_t>(index);
-  const Range range = stream_.range("self_attention");
+  const Range range(context_, "self_attention");
   const Operand x = first_rows(x_, rows.capacity);
   const Matrix qkv = qkv_[t][l];
   project_norm(norm(h, layer.self_norm, x, rows), x, layer.self_qkv, qkv);
@@ -170,7 +170,7 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
   if (step > 0) {
     for (std::size_t s = 0; s < t; ++s) params.ancestry[s] = inputs_.ancestry[t][s];
   }
-  self_attention(stream_.settled(), params);
+  self_attention(context_, params);
   stream_.add(output_product(attended, layer.self_o, h, rows));
 }
 
@@ -192,22 +192,19 @@ void OneRecV2Pass::project_norm(const RmsNormParams& norm, const Operand& x, con
 
 void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows) {
   const Operand x = first_rows(attended_x_, rows.capacity);
-  if (!x.quantized()) {
-    return stream_.add(
-        PreparedLinearParams{.input = ReadyInput{}, .product = output_product({.values = attended}, layer, h, rows)});
-  }
+  if (!x.quantized()) return stream_.add(output_product({.values = attended}, layer, h, rows));
   stream_.add(PreparedLinearParams{.input = QuantizeParams{.x = attended, .quantized = x, .rows = rows},
                                    .product = output_product(x, layer, h, rows)});
 }
 
 void OneRecV2Pass::head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows) {
-  rms_norm(stream_.settled(), {.x = x,
-                               .gamma = gamma->floats(),
-                               .width = model_.config().head_dim,
-                               .groups = heads,
-                               .eps = model_.config().rms_norm_eps,
-                               .y = x,
-                               .rows = rows});
+  rms_norm(context_, {.x = x,
+                      .gamma = gamma->floats(),
+                      .width = model_.config().head_dim,
+                      .groups = heads,
+                      .eps = model_.config().rms_norm_eps,
+                      .y = x,
+                      .rows = rows});
 }
 
 LinearParams OneRecV2Pass::output_product(const Operand& attended, const LinearLayer& layer, const Matrix& h,

@@ -36,6 +36,7 @@ class OneRecV2Pass final : public ModelPass {
   const OneRecV2& model_;
   const PassShape shape_;
   const PassInputs inputs_;
+  OpContext& context_;
   PassMemory memory_;
   ContextProcessor context_processor_;
   FeedForward feed_forward_;

@@ -28,9 +28,9 @@ Matrix reshape(Matrix matrix, std::int64_t rows, std::int64_t cols) {
 
 }  // namespace
 
-FeedForward::FeedForward(const OneRecV2& model, const std::vector<std::int64_t>& step_rows, const Backend& backend,
+FeedForward::FeedForward(const OneRecV2& model, const std::vector<std::int64_t>& step_rows, OpContext& context,
                          PassMemory& memory)
-    : model_(model), backend_(backend) {
+    : model_(model), context_(context) {
   const OneRecV2Config& config = model.config();
   const Precision& precision = model.precision();
   const DType dtype = precision.activation;
@@ -93,7 +93,7 @@ RmsNormParams FeedForward::norm(const Matrix& h, const LayerWeights& layer, cons
 
 void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
                          const RmsNormParams& next) {
-  const Range range = stream.range(layer.moe ? "mixture_of_experts" : "feed_forward");
+  const Range range(context_, layer.moe ? "mixture_of_experts" : "feed_forward");
   layer.moe ? mixture(h, layer, rows, stream, next) : dense(h, layer, rows, stream);
 }
 
@@ -129,11 +129,12 @@ FeedForward::Network FeedForward::network(const FeedForwardWeights& weights, con
 void FeedForward::dense(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream) {
   const Network parts = network(layer.dense, x_, h, h, rows);
   const RmsNormParams input = norm(h, layer, rows);
-  if (stream.at_once(parts.second)) {
+  if (prepared_at_once(context_, parts.second)) {
     stream.multiply(input, parts.first);
     return stream.add(parts.second);
   }
-  linear_swiglu(stream.make(input), parts.first_with_activation);
+  stream.make(input);
+  linear_swiglu(context_, parts.first_with_activation);
   stream.add(parts.second.product);
 }
 
@@ -152,33 +153,33 @@ FeedForward::SortedRows FeedForward::sorted_rows(std::int64_t rows) const {
   const OneRecV2Config& config = model_.config();
   const std::int64_t experts = config.n_routed_experts;
   const std::int64_t top_k = config.num_experts_per_tok;
-  const std::int64_t alignment = backend_.grouped_alignment(rows, experts, top_k);
+  const std::int64_t alignment = context_.backend.grouped_alignment(rows, experts, top_k);
   return {alignment, sorted_capacity(rows, experts, top_k, alignment)};
 }
 
-void FeedForward::expert_hidden(OpContext& context, const FeedForwardWeights& weights, const SortedRows& sorted) {
+void FeedForward::expert_hidden(const FeedForwardWeights& weights, const SortedRows& sorted) {
   if (sorted_hidden_.scale_kind == ScaleKind::kPerBlock) {
-    grouped_swiglu(context, {.x = sorted_x_,
-                             .weight = weights.gate_up.get(),
-                             .offsets = offsets_,
-                             .width = weights.width,
-                             .gate_up = sorted_gate_up_,
-                             .quantized = sorted_hidden_,
-                             .rows_capacity = sorted.capacity,
-                             .alignment = sorted.alignment});
+    grouped_swiglu(context_, {.x = sorted_x_,
+                              .weight = weights.gate_up.get(),
+                              .offsets = offsets_,
+                              .width = weights.width,
+                              .gate_up = sorted_gate_up_,
+                              .quantized = sorted_hidden_,
+                              .rows_capacity = sorted.capacity,
+                              .alignment = sorted.alignment});
     return;
   }
-  grouped_linear(context, {.x = sorted_x_,
-                           .weight = weights.gate_up.get(),
-                           .offsets = offsets_,
-                           .y = sorted_gate_up_,
-                           .rows_capacity = sorted.capacity,
-                           .alignment = sorted.alignment});
-  swiglu(context, {.gate_up = sorted_gate_up_,
-                   .width = weights.width,
-                   .y = values_of(sorted_hidden_),
-                   .quantized = codes_of(sorted_hidden_),
-                   .rows = {sorted.capacity, offsets_ + model_.config().n_routed_experts}});
+  grouped_linear(context_, {.x = sorted_x_,
+                            .weight = weights.gate_up.get(),
+                            .offsets = offsets_,
+                            .y = sorted_gate_up_,
+                            .rows_capacity = sorted.capacity,
+                            .alignment = sorted.alignment});
+  swiglu(context_, {.gate_up = sorted_gate_up_,
+                    .width = weights.width,
+                    .y = values_of(sorted_hidden_),
+                    .quantized = codes_of(sorted_hidden_),
+                    .rows = {sorted.capacity, offsets_ + model_.config().n_routed_experts}});
 }
 
 void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
@@ -190,42 +191,42 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
   const Extent sorted_extent{sorted.capacity, offsets_ + config.n_routed_experts};
   const bool has_shared = layer.shared.width > 0;
 
-  OpContext& context = stream.make(norm(h, layer, rows));
+  stream.make(norm(h, layer, rows));
   // Until the join only the network touches gate_up_, hidden_ and shared_out_, and both sides only read the norm's
   // outputs.
   std::optional<Fork> fork;
-  if (has_shared && rows.capacity <= kMostRowsBeside && context.tap == nullptr) {
-    fork.emplace(context);
+  if (has_shared && rows.capacity <= kMostRowsBeside && context_.tap == nullptr) {
+    fork.emplace(context_);
     shared(fork->context(), layer.shared, shared_x(), rows);
   }
-  linear(context, {.x = {.values = router_x_}, .weight = layer.router.get(), .y = router_logits_, .rows = rows});
-  route(context, {.logits = router_logits_,
-                  .bias = layer.router_bias->floats(),
-                  .experts = config.n_routed_experts,
-                  .top_k = top_k,
-                  .score = config.scoring,
-                  .normalize = config.normalize,
-                  .scaling_factor = config.routed_scaling_factor,
-                  .alignment = sorted.alignment,
-                  .selected = selected_,
-                  .weights = weights_,
-                  .offsets = offsets_,
-                  .slots = slots_,
-                  .sources = sources_,
-                  .rows = rows});
-  gather_rows(context, {.x = expert_x_, .sources = sources_, .sorted = sorted_x_, .sorted_rows = sorted_extent});
-  expert_hidden(context, layer.experts, sorted);
-  grouped_linear(context, {.x = sorted_hidden_,
-                           .weight = layer.experts.down.get(),
-                           .offsets = offsets_,
-                           .y = sorted_out_,
-                           .rows_capacity = sorted.capacity,
-                           .alignment = sorted.alignment});
+  linear(context_, {.x = {.values = router_x_}, .weight = layer.router.get(), .y = router_logits_, .rows = rows});
+  route(context_, {.logits = router_logits_,
+                   .bias = layer.router_bias->floats(),
+                   .experts = config.n_routed_experts,
+                   .top_k = top_k,
+                   .score = config.scoring,
+                   .normalize = config.normalize,
+                   .scaling_factor = config.routed_scaling_factor,
+                   .alignment = sorted.alignment,
+                   .selected = selected_,
+                   .weights = weights_,
+                   .offsets = offsets_,
+                   .slots = slots_,
+                   .sources = sources_,
+                   .rows = rows});
+  gather_rows(context_, {.x = expert_x_, .sources = sources_, .sorted = sorted_x_, .sorted_rows = sorted_extent});
+  expert_hidden(layer.experts, sorted);
+  grouped_linear(context_, {.x = sorted_hidden_,
+                            .weight = layer.experts.down.get(),
+                            .offsets = offsets_,
+                            .y = sorted_out_,
+                            .rows_capacity = sorted.capacity,
+                            .alignment = sorted.alignment});
 
   if (fork) {
     fork->join();
   } else if (has_shared) {
-    shared(context, layer.shared, shared_x(), rows);
+    shared(context_, layer.shared, shared_x(), rows);
   }
   stream.add(MoeCombineParams{.expert_out = sorted_out_,
                               .slots = slots_,

@@ -14,7 +14,7 @@ namespace onerec {
 class FeedForward {
  public:
   // `step_rows`: the row capacities that add_to is called with.
-  FeedForward(const OneRecV2& model, const std::vector<std::int64_t>& step_rows, const Backend& backend,
+  FeedForward(const OneRecV2& model, const std::vector<std::int64_t>& step_rows, OpContext& context,
               PassMemory& memory);
 
   // h += FFN(RMSNorm(h)) for the live rows. `next`: the norm of h that is read behind it.
@@ -44,12 +44,12 @@ class FeedForward {
   void mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
                const RmsNormParams& next);
   // sorted_hidden_ from sorted_x_.
-  void expert_hidden(OpContext& context, const FeedForwardWeights& weights, const SortedRows& sorted);
+  void expert_hidden(const FeedForwardWeights& weights, const SortedRows& sorted);
   // Input of a MoE layer's shared network: its codes have a scale per row, those of the experts may have one per block.
   const Operand& shared_x() const { return expert_x_.scale_kind == ScaleKind::kPerBlock ? x_ : expert_x_; }
 
   const OneRecV2& model_;
-  const Backend& backend_;
+  OpContext& context_;
   Operand x_;       // [rows, d]: input of dense and shared networks
   Matrix gate_up_;  // [rows, 2 * width] of the widest dense or shared network
   Operand hidden_;  // [rows, width]

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <span>
 #include <string>
 
 #include "ops/beam_search.h"
@@ -17,7 +16,6 @@
 #include "ops/linear.h"
 #include "ops/linear_swiglu.h"
 #include "ops/moe.h"
-#include "ops/prepared_chain.h"
 #include "ops/prepared_linear.h"
 #include "ops/quantize.h"
 #include "ops/rms_norm.h"
@@ -47,10 +45,6 @@ class Backend {
   // Whether prepared_linear() does these params in one kernel; if not, the op issues its parts.
   virtual bool fuses_prepared_linear(const PreparedLinearParams&) const { return false; }
   virtual void prepared_linear(Stream&, const PreparedLinearParams&);
-  // Whether prepared_chain() does these links, each of which fuses_prepared_linear() takes, in one kernel; if not, the
-  // op tries fewer of them. What is true of links is true of the first few of them.
-  virtual bool fuses_prepared_chain(std::span<const PreparedLinearParams>) const { return false; }
-  virtual void prepared_chain(Stream&, std::span<const PreparedLinearParams>);
   // The rows of each expert start at a multiple of this in grouped_linear; depends on these arguments alone. `rows`:
   // the capacity before routing.
   virtual std::int64_t grouped_alignment(std::int64_t /*rows*/, std::int64_t /*experts*/,

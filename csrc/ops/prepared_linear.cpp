@@ -30,7 +30,6 @@ Written written_by(const QuantizeParams& p) { return {p.quantized.values.data, p
 void issue(OpContext& context, const RmsNormParams& p) { rms_norm(context, p); }
 void issue(OpContext& context, const SwigluParams& p) { swiglu(context, p); }
 void issue(OpContext& context, const QuantizeParams& p) { quantize(context, p); }
-void issue(OpContext&, const ReadyInput&) {}
 
 template <class Params>
 void check(const OpContext& context, const Params& input, const LinearParams& product) {
@@ -46,8 +45,6 @@ void check(const OpContext& context, const Params& input, const LinearParams& pr
     check_apart(context, kOp, "the input", read_by(input), "residual", product.residual, rows);
   }
 }
-
-void check(const OpContext&, const ReadyInput&, const LinearParams&) {}
 
 void check(const OpContext& context, const PreparedLinearParams& params) {
   std::visit([&](const auto& input) { check(context, input, params.product); }, params.input);
@@ -70,19 +67,12 @@ bool prepared_at_once(const OpContext& context, const PreparedLinearParams& para
   return context.fused && !context.measuring && context.tap == nullptr && context.backend.fuses_prepared_linear(params);
 }
 
-void check_prepared_linear(const OpContext& context, const PreparedLinearParams& params) {
+void prepared_linear(OpContext& context, const PreparedLinearParams& params) {
   check(context, params);
+  if (!prepared_at_once(context, params)) return issue_parts(context, params);
   // The parts check their params.
   OpContext checking{.backend = context.backend, .stream = context.stream, .measuring = true};
   issue_parts(checking, params);
-}
-
-void prepared_linear(OpContext& context, const PreparedLinearParams& params) {
-  if (!prepared_at_once(context, params)) {
-    check(context, params);
-    return issue_parts(context, params);
-  }
-  check_prepared_linear(context, params);
   context.backend.prepared_linear(context.stream, params);
 }
 

@@ -10,21 +10,15 @@
 
 namespace onerec {
 
-// An input that is there: product.x is read as it is.
-struct ReadyInput {};
-
 // `input` (rms_norm, swiglu or quantize), which has product.x as its only output and the same rows, then the linear
 // `product`. A backend may do both at once and leave product.x alone: what it holds afterwards is unspecified. What
 // `input` reads overlaps neither product.y nor product.residual.
 struct PreparedLinearParams {
-  std::variant<RmsNormParams, SwigluParams, QuantizeParams, ReadyInput> input;
+  std::variant<RmsNormParams, SwigluParams, QuantizeParams> input;
   LinearParams product;
 };
 
 void prepared_linear(OpContext& context, const PreparedLinearParams& params);
-
-// Throws where prepared_linear() would, and issues nothing.
-void check_prepared_linear(const OpContext& context, const PreparedLinearParams& params);
 
 // Whether prepared_linear() is a single kernel in this context, for those who would rather join the input with what
 // comes before it.

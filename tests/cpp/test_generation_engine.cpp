@@ -5,7 +5,6 @@
 #include <cmath>
 #include <limits>
 #include <random>
-#include <span>
 #include <string_view>
 
 #include "backends/cpu/cpu_backend.h"
@@ -58,15 +57,13 @@ Precision precision_of(const std::string& name) {
   return Precision::parse(name.substr(0, end), "block", end == std::string::npos ? "auto" : "fp8");
 }
 
-std::unique_ptr<GenerationEngine> tiny_engine(std::unique_ptr<Backend> backend, const OneRecV2Config& config,
-                                              const std::string& precision, bool fused = true,
+std::unique_ptr<GenerationEngine> tiny_engine(std::unique_ptr<Backend> backend, const std::string& precision, bool moe,
                                               std::size_t memory_limit = 0) {
-  auto model = std::make_unique<OneRecV2>(config, precision_of(precision), *backend);
+  auto model = std::make_unique<OneRecV2>(tiny_config(moe), precision_of(precision), *backend);
   auto engine = std::make_unique<GenerationEngine>(
       std::move(backend), std::move(model),
       EngineOptions{.limits = {.max_batch = 8, .max_rows = 256, .max_context_tokens = 64, .max_excluded = 64},
-                    .memory_limit = memory_limit,
-                    .fused = fused});
+                    .memory_limit = memory_limit});
   std::mt19937 random(3);
   std::normal_distribution<float> normal(0.0f, 0.3f);
   for (const auto& spec : engine->weights().specs()) {
@@ -78,14 +75,9 @@ std::unique_ptr<GenerationEngine> tiny_engine(std::unique_ptr<Backend> backend, 
   return engine;
 }
 
-std::unique_ptr<GenerationEngine> tiny_engine(std::unique_ptr<Backend> backend, const std::string& precision,
-                                              bool moe) {
-  return tiny_engine(std::move(backend), tiny_config(moe), precision);
-}
-
 std::unique_ptr<GenerationEngine> tiny_engine(const std::string& precision, bool moe, std::size_t memory_limit = 0,
                                               int threads = 2) {
-  return tiny_engine(test::make_test_backend(threads), tiny_config(moe), precision, true, memory_limit);
+  return tiny_engine(test::make_test_backend(threads), precision, moe, memory_limit);
 }
 
 // `size` requests with i % 4 context tokens and widths that differ; every third is unconstrained.
@@ -153,31 +145,6 @@ class AligningBackend final : public cpu::CpuBackend {
   std::int64_t grouped_alignment(std::int64_t rows, std::int64_t, std::int64_t) const override {
     return rows < 8 ? 128 : 16;
   }
-};
-
-// Takes few rows as a GPU does, and keeps account: how many links each chain had, in the order of issue.
-class ChainingBackend final : public cpu::CpuBackend {
- public:
-  ChainingBackend(int threads, std::vector<std::size_t>& chains)
-      : CpuBackend(threads), chains_(chains), scratch_(std::size_t{1} << 20) {}
-
-  bool fuses_prepared_linear(const PreparedLinearParams& params) const override {
-    return params.product.rows.capacity <= 4;
-  }
-  void prepared_linear(Stream& stream, const PreparedLinearParams& params) override {
-    prepared_chain(stream, {&params, 1});
-  }
-  bool fuses_prepared_chain(std::span<const PreparedLinearParams> links) const override { return links.size() <= 8; }
-  void prepared_chain(Stream& stream, std::span<const PreparedLinearParams> links) override {
-    chains_.push_back(links.size());
-    OpContext parts{
-        .backend = *this, .stream = stream, .workspace = {scratch_.data(), scratch_.size()}, .fused = false};
-    for (const PreparedLinearParams& link : links) onerec::prepared_linear(parts, link);
-  }
-
- private:
-  std::vector<std::size_t>& chains_;
-  std::vector<std::byte> scratch_;
 };
 
 bool can_be_opened(const std::string& precision) {
@@ -446,63 +413,6 @@ TEST(GenerationEngine, TheAlignmentOfExpertsChangesNothing) {
       plain->run(requests.batch(), want);
       aligned->run(requests.batch(), got);
       expect_same(want, got);
-    }
-  }
-}
-
-OneRecV2Config chained_config(bool moe) {
-  OneRecV2Config config = tiny_config(moe);
-  config.num_key_value_heads = config.num_attention_heads;
-  config.qk_norm = false;
-  return config;
-}
-
-TEST(GenerationEngine, ProductsOfFewRowsAreIssuedAsChains) {
-  ONEREC_CPU_ONLY();
-  for (const char* precision : {"fp32", "bf16", "fp8"}) {
-    for (const bool moe : {false, true}) {
-      SCOPED_TRACE(concat(precision, moe ? " moe" : ""));
-      std::vector<std::size_t> chains;
-      const auto plain = tiny_engine(std::make_unique<cpu::CpuBackend>(2), chained_config(moe), precision);
-      const auto chained = tiny_engine(std::make_unique<ChainingBackend>(2, chains), chained_config(moe), precision);
-      for (const auto& engine : {plain.get(), chained.get()}) set_catalogue(*engine);
-      const Requests requests(1);
-      BatchResult want, got;
-      plain->run(requests.batch(), want);
-      chained->run(requests.batch(), got);
-      expect_same(want, got);
-      chained->run_directly(requests.batch(), got, nullptr);
-      expect_same(want, got);
-      // The first step: the first layer's query, then what lies between two cross-attentions, and the logits at last.
-      // A mixture of experts breaks a chain; one chain of its own is the shared network's second product.
-      std::vector<std::size_t> first_step = {1, 6, 6, 6};
-      if (moe) first_step = {1, 6, 3, 1, 1, 3, 1, 1};
-      ASSERT_GE(chains.size(), first_step.size());
-      chains.resize(first_step.size());
-      EXPECT_EQ(chains, first_step);
-    }
-  }
-}
-
-// Kernels of several ops at once, chains among them, give the bits of the ops by themselves.
-TEST(GenerationEngine, WhatOpsAreJoinedInDoesNotChangeTheBits) {
-  if (!test::rows_are_independent()) GTEST_SKIP() << "the parts run on other cores here";
-  for (const char* precision : {"fp32", "bf16", "fp8"}) {
-    for (const bool moe : {false, true}) {
-      SCOPED_TRACE(concat(precision, moe ? " moe" : ""));
-      const auto joined = tiny_engine(test::make_test_backend(2), chained_config(moe), precision);
-      const auto apart = tiny_engine(test::make_test_backend(2), chained_config(moe), precision, false);
-      for (const auto& engine : {joined.get(), apart.get()}) {
-        set_catalogue(*engine);
-        engine->poison(0xff);
-      }
-      for (const std::int32_t size : {1, 3}) {
-        const Requests requests(size);
-        BatchResult want, got;
-        apart->run(requests.batch(), want);
-        joined->run(requests.batch(), got);
-        expect_same(want, got);
-      }
     }
   }
 }

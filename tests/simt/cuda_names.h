@@ -28,7 +28,6 @@ inline constexpr int warpSize = 32;
 
 inline void* simt_dynamic_shared() { return onerec::simt::dynamic_shared_memory(); }
 inline void simt_wait_for_previous_kernel() { onerec::simt::note_wait_for_previous_kernel(); }
-inline void simt_poll(onerec::simt::Where where = onerec::simt::Where::current()) { onerec::simt::poll(where); }
 
 // --- barriers, shuffles and votes; `where` is the line of the call, for messages ---
 

@@ -1,6 +1,5 @@
 // Runs the threads of a CUDA kernel on the host: the blocks one after another, the threads of a block as fibres that
-// change at barriers and warp collectives. The blocks of a cooperative launch are all there at once, and change when
-// none of a block's threads can go on.
+// change at barriers and warp collectives.
 #pragma once
 
 #include <vector_types.h>
@@ -21,13 +20,11 @@ struct KernelLaunch {
   dim3 grid;
   dim3 block;
   std::size_t shared_bytes;
-  bool cooperative = false;
 };
 
 // Calls `thread` as every thread of the grid. Throws InternalError when threads wait for each other for ever, a warp
 // collective lacks a lane, a thread reads a lane that does not take part, dynamic shared memory is overrun, or a thread
-// returns without having waited for the previous kernel, polls for ever, or polls in a launch that is not cooperative.
-// Shared memory is poisoned with 0xff before every block. Every
+// returns without having waited for the previous kernel. Shared memory is poisoned with 0xff before every block. Every
 // second launch goes through blocks and threads backwards: where a barrier is missing, two runs differ.
 void run_kernel(const KernelLaunch& launch, const std::function<void()>& thread);
 
@@ -40,9 +37,6 @@ void sync_block(Where where);
 // Waits for the lanes of `mask`. The result: kShuffle, the operand of lane `source`; kBallot, a bit for every lane
 // whose operand is not 0; kMatch, a bit for every lane with an equal operand.
 std::uint64_t sync_warp(Collective kind, unsigned mask, std::uint64_t operand, unsigned source, Where where);
-
-// What a thread calls between two looks at memory that another block is to change.
-void poll(Where where);
 
 void note_wait_for_previous_kernel();
 unsigned current_lane();

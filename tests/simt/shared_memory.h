@@ -1,7 +1,6 @@
 // The shared memory of an emulated block.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -20,9 +19,6 @@ class StaticShared {
   StaticShared& operator=(const StaticShared&) = delete;
 
   void poison();
-  // All of it, for blocks that take turns.
-  std::vector<std::byte> contents() const { return {begin_, begin_ + before_.size()}; }
-  void set_contents(const std::vector<std::byte>& contents) { std::copy(contents.begin(), contents.end(), begin_); }
 
  private:
   std::byte* begin_ = nullptr;

@@ -2,7 +2,6 @@
 // calls.
 #pragma once
 
-#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -26,10 +25,7 @@ class SimtStream final : public Stream {
   // Runs `work` now, or keeps it for replays while recording.
   void submit(std::function<void()> work);
 
-  std::uint32_t* grid_barrier() { return &grid_barrier_; }
-
  private:
-  std::uint32_t grid_barrier_ = 0;
   bool recording_ = false;
   std::vector<std::function<void()>> recorded_;
 };

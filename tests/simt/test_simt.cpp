@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "backends/cuda/kernels/block.cuh"
-#include "backends/cuda/kernels/grid_barrier.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
 #include "backends/cuda/launch.h"
 #include "core/bfloat16.h"
@@ -188,62 +187,6 @@ TEST(Simt, FindsWhatIsWrong) {
   std::vector<unsigned> out(4);
   run(write_indices, {1, 4}, out.data());
   EXPECT_EQ(out[3], 3u);
-}
-
-// --- cooperative launches ---
-
-// Every block adds to its own place what its neighbour has, round after round: wrong without a barrier on both sides.
-__global__ void take_from_neighbour(std::uint32_t* word, unsigned* values, unsigned rounds) {
-  kernels::wait_for_previous_kernel();
-  __shared__ unsigned mine;
-  unsigned* const dynamic = kernels::dynamic_shared<unsigned>();
-  kernels::GridBarrier barrier(word, static_cast<int>(blockDim.x) - 1);
-  barrier.begin();
-  if (threadIdx.x == 0) mine = blockIdx.x + 1;
-  dynamic[threadIdx.x] = threadIdx.x;
-  for (unsigned round = 0; round < rounds; ++round) {
-    const unsigned taken = values[(blockIdx.x + 1) % gridDim.x];
-    barrier.arrive();
-    barrier.wait();
-    if (threadIdx.x == 0) values[blockIdx.x] += taken + mine;
-    barrier.arrive();
-    barrier.wait();
-  }
-  if (dynamic[threadIdx.x] != threadIdx.x) values[blockIdx.x] = ~0u;
-}
-
-TEST(Simt, BlocksOfACooperativeLaunchMeet) {
-  std::uint32_t word = 0;
-  for (const unsigned blocks : {1u, 2u, 5u}) {
-    for (const unsigned rounds : {1u, 2u, 150u}) {
-      std::vector<unsigned> values(blocks);
-      std::vector<unsigned> want(blocks);
-      for (unsigned i = 0; i < blocks; ++i) values[i] = want[i] = 10 * i;
-      for (unsigned round = 0; round < rounds; ++round) {
-        const std::vector<unsigned> before = want;
-        for (unsigned i = 0; i < blocks; ++i) want[i] += before[(i + 1) % blocks] + i + 1;
-      }
-      run(take_from_neighbour, {.grid = blocks, .block = 64, .shared_bytes = 256, .cooperative = true}, &word,
-          values.data(), rounds);
-      EXPECT_EQ(values, want) << blocks << " blocks, " << rounds << " rounds";
-      EXPECT_EQ(word & ~kernels::GridBarrier::kPhase, 0u);
-    }
-  }
-}
-
-__global__ void wait_for_nobody(const unsigned* flag) {
-  kernels::wait_for_previous_kernel();
-  if (blockIdx.x == 1) return;
-  while (threadIdx.x == 0 && *flag == 0) simt_poll();
-  __syncthreads();
-}
-
-TEST(Simt, FindsWhatIsWrongBetweenBlocks) {
-  const unsigned flag = 0;
-  const cuda::LaunchShape together{.grid = 3, .block = 32, .cooperative = true};
-  expect_failure("the blocks wait for each other", wait_for_nobody, together, &flag);
-  expect_failure("thread 0: polls (", wait_for_nobody, together, &flag);
-  expect_failure("a thread polls in a launch that is not cooperative", wait_for_nobody, {3, 32}, &flag);
 }
 
 // --- conversions ---

@@ -35,8 +35,7 @@ std::string why_no_cuda() {
 std::unique_ptr<Backend> make_cuda_backend() {
   if (!why_no_cuda().empty()) return nullptr;
   auto device = std::make_unique<cuda::CudaDevice>(kDevice);
-  const cuda::DeviceLimits limits{
-      .multiprocessors = device->multiprocessors(), .tensor_cores = true, .cooperative = device->cooperative()};
+  const cuda::DeviceLimits limits{.multiprocessors = device->multiprocessors(), .tensor_cores = true};
   return std::make_unique<cuda::CudaBackend>(std::move(device), limits);
 }
 

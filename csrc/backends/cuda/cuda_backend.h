@@ -12,11 +12,7 @@ struct DeviceLimits {
   int multiprocessors = 1;
   bool tensor_cores = true;  // false: every matrix product takes the plain kernels (the host emulation of tests/simt)
   bool clusters = true;      // blocks can share their memory
-  bool cooperative = true;   // all blocks of a grid can be made to run at once
 };
-
-// Whether linear() does.
-bool takes_tensor_cores(const LinearParams& params, const DeviceLimits& limits);
 
 class CudaBackend final : public Backend {
  public:
@@ -31,8 +27,6 @@ class CudaBackend final : public Backend {
   void linear(Stream& stream, const LinearParams& params, Workspace workspace) override;
   bool fuses_prepared_linear(const PreparedLinearParams& params) const override;
   void prepared_linear(Stream& stream, const PreparedLinearParams& params) override;
-  bool fuses_prepared_chain(std::span<const PreparedLinearParams> links) const override;
-  void prepared_chain(Stream& stream, std::span<const PreparedLinearParams> links) override;
   bool fuses_linear_swiglu(const LinearSwigluParams& params) const override;
   std::size_t linear_swiglu_workspace(const LinearSwigluParams& params) const override;
   void linear_swiglu(Stream& stream, const LinearSwigluParams& params, Workspace workspace) override;

@@ -7,9 +7,6 @@
 namespace onerec::cuda {
 namespace {
 
-// A line of the cache, so that nothing else lies in it.
-constexpr std::size_t kGridBarrierBytes = 128;
-
 // Destructors must not throw, and a fault is reported by the next call that can.
 void ignore(cudaError_t) {}
 
@@ -90,10 +87,7 @@ struct CudaStream::Branch {
   Event join;
 };
 
-CudaStream::CudaStream() : grid_barrier_(std::make_unique<DeviceBuffer>(kGridBarrierBytes)) {
-  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream");
-  fill(grid_barrier_->data(), 0, kGridBarrierBytes);
-}
+CudaStream::CudaStream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream"); }
 
 CudaStream::~CudaStream() { ignore(cudaStreamDestroy(stream_)); }
 
@@ -167,7 +161,6 @@ CudaDevice::CudaDevice(int ordinal) : ordinal_(ordinal) {
   check(cudaGetDeviceProperties(&properties, ordinal_), "ask for the device's properties");
   name_ = properties.name;
   multiprocessors_ = properties.multiProcessorCount;
-  cooperative_ = properties.cooperativeLaunch != 0;
 }
 
 std::unique_ptr<Buffer> CudaDevice::allocate(std::size_t bytes) { return std::make_unique<DeviceBuffer>(bytes); }

@@ -3,7 +3,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -38,9 +37,6 @@ class CudaStream final : public Stream {
   // Whether the next kernel may start before the one ahead of it has ended; to be asked once for every launch. The
   // first one behind a fork or a join may not: it depends on more than the kernel ahead of it in its stream.
   bool overlap_next() { return !std::exchange(behind_event_, false) && overlapped_; }
-  // The word of kernels::GridBarrier for this stream's kernels, one of which waits at it at a time: recordings are
-  // replayed on the stream that they come from.
-  std::uint32_t* grid_barrier() const { return static_cast<std::uint32_t*>(grid_barrier_->data()); }
 
  private:
   struct Branch;
@@ -49,7 +45,6 @@ class CudaStream final : public Stream {
   void prepare_branch();
 
   cudaStream_t stream_ = nullptr;
-  std::unique_ptr<Buffer> grid_barrier_;
   bool recording_ = false;
   bool overlapped_ = true;
   bool behind_event_ = false;
@@ -69,18 +64,14 @@ class CudaDevice final : public Device {
   std::size_t available_memory() const override;
 
   int multiprocessors() const { return multiprocessors_; }
-  // Whether all blocks of a grid can be made to run at once.
-  bool cooperative() const { return cooperative_; }
 
  private:
   int ordinal_;
   std::string name_;
   int multiprocessors_ = 0;
-  bool cooperative_ = false;
 };
 
 inline cudaStream_t handle(Stream& stream) { return static_cast<CudaStream&>(stream).handle(); }
-inline std::uint32_t* grid_barrier(Stream& stream) { return static_cast<CudaStream&>(stream).grid_barrier(); }
 // See CudaStream::overlap_next().
 inline bool overlapped(Stream& stream) { return static_cast<CudaStream&>(stream).overlap_next(); }
 

@@ -6,7 +6,6 @@
 #include "backends/cuda/kernels/prepared_linear.cuh"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/plain_linear.h"
-#include "backends/cuda/prepared_recipe.h"
 #include "backends/cuda/row_launch.h"
 
 namespace onerec::cuda {
@@ -22,6 +21,13 @@ constexpr const char* kName = "prepared_linear";
 constexpr std::int64_t kMaxRows = 4;
 constexpr std::int64_t kMaxSharedBytes = 96 * 1024;
 
+// What a block makes its rows from; members = 0: it cannot.
+struct Recipe {
+  RowMaker maker = RowMaker::kCopy;
+  DType dtype = DType::kF32;
+  RowSource source = {};
+};
+
 // As many threads as the vectors need that a thread holds.
 template <RowMaker kMaker>
 int members_for(std::int64_t vectors) {
@@ -29,7 +35,7 @@ int members_for(std::int64_t vectors) {
   return vectors <= kMost ? kernels::kSmallLinearThreads : 0;
 }
 
-Recipe recipe_of(const RmsNormParams& p, const LinearParams&) {
+Recipe recipe_of(const RmsNormParams& p) {
   // The threads of the kernel that rms_norm() would launch.
   const RowPlan plan = plan_whole_rows(p.width / vector_elements(p.x.dtype), kernels::kMadeVectors<RowMaker::kNorm>);
   const auto team = static_cast<std::int64_t>(plan.lanes == 0 ? plan.threads : static_cast<std::uint32_t>(plan.lanes));
@@ -45,7 +51,7 @@ Recipe recipe_of(const RmsNormParams& p, const LinearParams&) {
            .members = fits ? static_cast<int>(team) : 0}};
 }
 
-Recipe recipe_of(const SwigluParams& p, const LinearParams&) {
+Recipe recipe_of(const SwigluParams& p) {
   const std::int64_t elements = vector_elements(p.gate_up.dtype);
   const bool fits = rows_at_vectors(p.gate_up) && p.width % elements == 0;
   return {RowMaker::kSwiglu,
@@ -55,19 +61,16 @@ Recipe recipe_of(const SwigluParams& p, const LinearParams&) {
            .members = fits ? members_for<RowMaker::kSwiglu>(p.width / elements) : 0}};
 }
 
-Recipe copy_of(const ConstMatrix& x) {
+Recipe recipe_of(const QuantizeParams& p) {
   return {RowMaker::kCopy,
-          x.dtype,
-          {.rows = x.data,
-           .stride = x.stride,
-           .members = rows_at_vectors(x) ? members_for<RowMaker::kCopy>(x.cols / vector_elements(x.dtype)) : 0}};
+          p.x.dtype,
+          {.rows = p.x.data,
+           .stride = p.x.stride,
+           .members = rows_at_vectors(p.x) ? members_for<RowMaker::kCopy>(p.x.cols / vector_elements(p.x.dtype)) : 0}};
 }
 
-Recipe recipe_of(const QuantizeParams& p, const LinearParams&) { return copy_of(p.x); }
-
-// Codes are not copied.
-Recipe recipe_of(const ReadyInput&, const LinearParams& product) {
-  return product.x.quantized() ? Recipe{} : copy_of(product.x.values);
+Recipe recipe_of(const PreparedLinearParams& params) {
+  return std::visit([](const auto& input) { return recipe_of(input); }, params.input);
 }
 
 template <WeightKind kKind, class Y, int kRows, class T, RowMaker kMaker>
@@ -103,16 +106,10 @@ void run_maker(Stream& stream, const SmallLinearParams& product, const Recipe& r
 
 }  // namespace
 
-Recipe recipe_of(const PreparedLinearParams& params) {
-  return std::visit([&](const auto& input) { return recipe_of(input, params.product); }, params.input);
-}
-
 bool CudaBackend::fuses_prepared_linear(const PreparedLinearParams& params) const {
   const LinearParams& product = params.product;
   const LinearWeight& weight = *product.weight;
   const std::int64_t rows = product.rows.capacity;
-  // linear() does it in one kernel; on the tensor cores, whose sums are others, it is nothing to join with others.
-  if (std::holds_alternative<ReadyInput>(params.input) && takes_tensor_cores(product, limits_)) return false;
   if (rows < 1 || rows > kMaxRows || weight.experts != 1 || weight.format == WeightFormat::kFp8Block) return false;
   const Recipe recipe = recipe_of(params);
   const bool coded = weight.format == WeightFormat::kFp8Channel;
@@ -126,7 +123,6 @@ bool CudaBackend::fuses_prepared_linear(const PreparedLinearParams& params) cons
 }
 
 void CudaBackend::prepared_linear(Stream& stream, const PreparedLinearParams& params) {
-  if (std::holds_alternative<ReadyInput>(params.input)) return linear(stream, params.product, {});
   const SmallLinearParams product = small_linear_params(params.product, nullptr, limits_.multiprocessors);
   const Recipe recipe = recipe_of(params);
   const bool float_sums = params.product.y.dtype == DType::kF32;

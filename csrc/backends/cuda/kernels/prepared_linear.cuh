@@ -21,18 +21,16 @@ struct RowSource {
   int members = kSmallLinearThreads;  // threads that share a row; kNorm: as many as rms_norm_kernel's teams have
 };
 
-// Vectors of a row that each of up to kMembers threads holds.
-template <RowMaker kMaker, int kMembers = kSmallLinearThreads>
-inline constexpr int kMadeVectors = kMaker == RowMaker::kNorm     ? 2
-                                    : kMaker == RowMaker::kSwiglu ? 4 * kSmallLinearThreads / kMembers
-                                                                  : 2 * kSmallLinearThreads / kMembers;
+// Vectors of a row that a thread holds.
+template <RowMaker kMaker>
+inline constexpr int kMadeVectors = kMaker == RowMaker::kSwiglu ? 4 : 2;
 
 // A thread's share of a row of `vectors` vectors of T. The members of the block's team hold all of it.
-template <class T, RowMaker kMaker, int kMembers = kSmallLinearThreads, class TeamOfBlock = BlockTeam<kMembers>>
+template <class T, RowMaker kMaker>
 struct MadeRow {
-  static constexpr int kVectors = kMadeVectors<kMaker, kMembers>;
+  static constexpr int kVectors = kMadeVectors<kMaker>;
   static constexpr int kN = kVector<T>;
-  using Team = TeamOfBlock;
+  using Team = BlockTeam<kSmallLinearThreads>;
 
   int vectors;
   int members;

@@ -287,15 +287,13 @@ struct SmallLinearSums {
     for (int i = 0; i < kRows * kOutputs; ++i) sums[i] = 0.0f;
   }
 
-  template <class Stream>
-  __device__ __forceinline__ float scale(const Stream& weights, int row, std::int64_t column) const {
+  __device__ __forceinline__ float scale(const Weights& weights, int row, std::int64_t column) const {
     const std::int64_t block = column / kScaleBlock;
     return p.x_scales[block * p.x_scale_stride + chunk.begin + row] * weights.block_scale(block);
   }
 
-  // The vectors of W at `column`, which `weights` has brought.
-  template <class Stream>
-  __device__ __forceinline__ void add_vector(const Stream& weights, const uint4 (&vectors)[kOutputs], int column) {
+  // The vectors of W at `column`.
+  __device__ __forceinline__ void add_vector(const Weights& weights, const uint4 (&vectors)[kOutputs], int column) {
 #pragma unroll
     for (int g = 0; g < Traits::kVector / Traits::kGroup; ++g) {
       float w[kOutputs][Traits::kGroup];
@@ -361,15 +359,6 @@ struct OutputPlace {
     row = static_cast<int>(threadIdx.x) >> (__ffs(columns) - 1);
     column = static_cast<int>(threadIdx.x) & (columns - 1);
     output = share.block + column;
-    load_constants(p, expert);
-  }
-
-  __device__ __forceinline__ OutputPlace(const SmallLinearParams& p, int at_row, int at_column, std::int64_t at_output)
-      : row(at_row), column(at_column), output(at_output) {
-    load_constants(p, 0);
-  }
-
-  __device__ __forceinline__ void load_constants(const SmallLinearParams& p, int expert) {
     if (output >= p.outputs) return;
     if constexpr (kKind == WeightKind::kFp8Channel) weight_scale = p.weight_scales[expert * p.outputs + output];
     if (p.bias != nullptr) bias = p.bias[output];

@@ -14,23 +14,13 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   std::size_t shared_bytes = 0;
-  bool cooperative = false;
-  bool overlapped = true;
 };
-
-template <class... Params>
-int resident_blocks(const char*, void (*)(Params...), int, std::size_t) {
-  return 1;
-}
-
-inline std::uint32_t* grid_barrier(Stream& stream) { return static_cast<simt::SimtStream&>(stream).grid_barrier(); }
 
 template <class... Params, class... Args>
 void launch(Stream& stream, const char* name, void (*kernel)(Params...), const LaunchShape& shape, Args&&... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
   simt::submit(stream, [=, params = std::tuple<Params...>(static_cast<Params>(args)...)] {
-    simt::run_kernel({name, shape.grid, shape.block, shape.shared_bytes, shape.cooperative},
-                     [&] { std::apply(kernel, params); });
+    simt::run_kernel({name, shape.grid, shape.block, shape.shared_bytes}, [&] { std::apply(kernel, params); });
   });
 }
 
