@@ -233,14 +233,15 @@ TEST(CrossAttentionCodes, RoundsTheNumeratorsButNotTheDenominator) {
   for (std::int64_t d = 0; d < 64; ++d) EXPECT_EQ(x.out.get(0, d), to_float(to_bfloat16(0.5f / (1.0f + p))));
 }
 
-// 200 tokens of p = 1.4 * 2^-17: 256 p is 1.4 of E4M3's smallest number, and counts as 1 of it.
+// 200 tokens of p = 1.4 * 2^-17: 256 p is 1.4 of E4M3's smallest number, and counts as 1 of it. On a GPU 128 p may be
+// what is coded.
 TEST(CrossAttentionCodes, SmallNumeratorsAreMultiplesOfTheSmallestCode) {
   Random random(39);
   Runner runner(1);
   const Shape shape = {{1}, {201}, 1, 1, 64};
   ONEREC_NEEDS_CODES_OF(runner, shape);
   Problem x(shape, random);
-  const double p = 1.4 * 0x1p-17;
+  const double p = test_device() == TestDevice::kCuda ? 1.4 * 0x1p-16 : 1.4 * 0x1p-17;
   for (std::int64_t d = 0; d < 64; ++d) {
     x.q.set(0, d, d == 0 ? 448.0f : 0.0f);
     for (std::int64_t n = 0; n < 201; ++n) {

@@ -108,7 +108,7 @@ struct FlashAttentionLayouts<Config, true> {
   using Numerators = cute::Layout<
       cute::Shape<cute::Shape<cute::_4, cute::_2, cute::_2>, cute::_1, cute::Int<Config::kTokens / 32>>>;
   // Numerators up to 2^8 of E4M3's 448.
-  using Softmax = RunningSoftmax<3, 5>;
+  using Softmax = RunningSoftmax<1, 7>;
 };
 
 // Barriers: `filled` by copies, one arrival; `emptied` by the warps of all multiplying warpgroups.
