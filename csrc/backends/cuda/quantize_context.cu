@@ -2,6 +2,7 @@
 
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/launch.h"
+#include "backends/cuda/row_launch.h"
 #include "ops/context_codes.h"
 
 namespace onerec::cuda {
@@ -10,6 +11,8 @@ namespace {
 template <class T>
 void run(Stream& stream, const QuantizeContextParams& p) {
   const ContextCodes& codes = p.codes;
+  const bool fours =
+      p.k.cols % 4 == 0 && rows_aligned(p.k, 4) && rows_aligned(p.v, 4) && rows_aligned(codes.keys, 4);
   const kernels::QuantizeContextArguments<T> arguments{.k = static_cast<const T*>(p.k.data),
                                                        .k_stride = p.k.stride,
                                                        .v = static_cast<const T*>(p.v.data),
@@ -22,7 +25,8 @@ void run(Stream& stream, const QuantizeContextParams& p) {
                                                        .values_stride = codes.values.stride,
                                                        .width = p.k.cols,
                                                        .key_inverse = 1.0f / codes.key_scale,
-                                                       .value_inverse = 1.0f / codes.value_scale};
+                                                       .value_inverse = 1.0f / codes.value_scale,
+                                                       .fours = fours ? 1 : 0};
   launch(stream, "quantize_context", kernels::quantize_context_kernel<T>,
          {.grid = dim3(static_cast<unsigned>(kernels::context_block(p.tokens_capacity, p.batch)),
                        blocks_for(p.k.cols, kernels::kContextColumns)),

@@ -22,6 +22,7 @@ struct QuantizeContextArguments {
   std::int64_t width = 0;
   float key_inverse = 1.0f;
   float value_inverse = 1.0f;
+  int fours = 0;  // 1: the width and all rows' starts are multiples of four elements
 };
 
 inline constexpr int kContextThreads = 256;
@@ -32,9 +33,28 @@ inline constexpr int kContextPitch = kContextTokens + 4;
 
 // Four columns, of which `live` are there; the others are 0.
 template <class T>
-__device__ __forceinline__ void load_columns(const T* from, std::int64_t live, float (&values)[4]) {
+__device__ __forceinline__ void load_columns(const T* from, std::int64_t live, bool fours, float (&values)[4]) {
+  if (fours) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      unpack_four(*reinterpret_cast<const uint2*>(from), values);
+    } else {
+      load_floats(from, values);
+    }
+    return;
+  }
 #pragma unroll
   for (int j = 0; j < 4; ++j) values[j] = j < live ? to_float(from[j]) : 0.0f;
+}
+
+__device__ __forceinline__ void store_codes_of(std::uint8_t* to, std::int64_t live, bool fours, std::uint32_t codes) {
+  if (fours) {
+    *reinterpret_cast<std::uint32_t*>(to) = codes;
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if (j < live) to[j] = static_cast<std::uint8_t>(codes >> (8 * j));
+  }
 }
 
 // The blocks of request `b` begin here, whose first token is `first` among those of all requests; it has more than its
@@ -83,15 +103,11 @@ __global__ void __launch_bounds__(kContextThreads) quantize_context_kernel(const
     std::uint32_t value_codes = 0;
     if (n < tokens && live > 0) {
       float values[4];
-      load_columns(args.k + (first + n) * args.k_stride + column, live, values);
+      load_columns(args.k + (first + n) * args.k_stride + column, live, args.fours != 0, values);
       const std::uint32_t codes = to_e4m3x4(values[0] * args.key_inverse, values[1] * args.key_inverse,
                                             values[2] * args.key_inverse, values[3] * args.key_inverse);
-      std::uint8_t* const key = args.keys + (first + n) * args.keys_stride + column;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (j < live) key[j] = static_cast<std::uint8_t>(codes >> (8 * j));
-      }
-      if (!shared) load_columns(args.v + (first + n) * args.v_stride + column, live, values);
+      store_codes_of(args.keys + (first + n) * args.keys_stride + column, live, args.fours != 0, codes);
+      if (!shared) load_columns(args.v + (first + n) * args.v_stride + column, live, args.fours != 0, values);
       value_codes = to_e4m3x4(values[0] * args.value_inverse, values[1] * args.value_inverse,
                               values[2] * args.value_inverse, values[3] * args.value_inverse);
     }
