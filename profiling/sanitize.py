@@ -31,6 +31,7 @@ HOST_ONLY = (
     "attention_schedule",
     "batch",
     "block_matmul",
+    "context_tokens",
     "direct_tiles",
     "float8",
     "gemm",
