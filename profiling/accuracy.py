@@ -31,8 +31,8 @@ from onerec_engine.evaluation import Interactions, sample_users
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {"cpu": "accuracy.json", "cuda": "accuracy_cuda.json"}
-DENSE = ("fp32", "bf16", "fp8", "fp8_context")
-MOE = ("fp32", "bf16", "fp8", "fp8_channel", "fp8_context")
+DENSE = ("fp32", "bf16", "fp8")
+MOE = ("fp32", "bf16", "fp8", "fp8_channel")
 
 
 def main() -> int:

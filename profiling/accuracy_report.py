@@ -139,8 +139,6 @@ def _machine(report: dict[str, Any]) -> list[str]:
 
 def _label(precision: str, results: Sequence[dict[str, Any]]) -> str:
     """A precision's name; that of FP8 says how experts are quantised where two ways are compared."""
-    if precision == "fp8_context":
-        return f"{_label('fp8', results)}, FP8 context"
     if any(r["precision"] == "fp8_channel" for r in results):
         if precision == "fp8":
             return "FP8, experts 1 x 128 by 128 x 128"

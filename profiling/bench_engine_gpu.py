@@ -38,8 +38,6 @@ __all__ = ["ROWS", "Row", "core_answers", "run", "torch_answers"]
 # nearly the same, rounding decides between them, and a random router knows no other case.
 MEANS = {("bf16", False): 0.05, ("bf16", True): 0.25, ("fp8", False): 0.5, ("fp8", True): 0.5}
 OVERLAPS = {"bf16": 0.6, "fp8": 0.3}
-# Whoever runs FP8 also runs it with FP8 keys and values of the context, from packed batches.
-FP8_CONTEXT = "fp8, fp8 context"
 # At least so many requests are compared, in several batches if need be: of one alone, a router's single tie decides.
 COMPARED = 8
 # So long a contestant is asked again and again before it is the next one's turn.
@@ -155,18 +153,12 @@ class _Loaded:
         weights = RandomWeights(self.config, device)
         most = max(row.batch for row in rows)
         self.engines: dict[str, RandomEngine] = {}
-        for name in [*precisions, *([FP8_CONTEXT] if "fp8" in precisions else [])]:
+        for precision in precisions:
             started = time.perf_counter()
-            self.engines[name] = RandomEngine.load(
-                weights,
-                _precision(name),
-                device,
-                kv_cache_dtype="fp8" if name == FP8_CONTEXT else "auto",
-                requests=most,
-                beams=args.width,
-                items=args.items,
+            self.engines[precision] = RandomEngine.load(
+                weights, precision, device, requests=most, beams=args.width, items=args.items
             )
-            print(f"{model} {name}: loaded in {time.perf_counter() - started:.1f} s", flush=True)
+            print(f"{model} {precision}: loaded in {time.perf_counter() - started:.1f} s", flush=True)
         catalogue = next(iter(self.engines.values())).engine.catalogue
         self.codes = catalogue.semantic_ids
         self.torch = TorchOneRec(self.config, weights)
@@ -185,7 +177,7 @@ class _Loaded:
             torch.cuda.empty_cache()
 
     def floor(self, row: Row, contestant: str, ceilings: dict[str, float]) -> float | None:
-        """Milliseconds of the roofline, of our own runs with 16 bits of context."""
+        """Milliseconds of the roofline, of our own runs."""
         precision = contestant.split(" ")[-1]
         if precision not in ("bf16", "fp8"):
             return None
@@ -209,13 +201,11 @@ class _Loaded:
         if self.device == "cuda":
             torch.cuda.empty_cache()  # the engines allocate beside torch
         laps = []
-        for name, loaded in self.engines.items():
-            laps.append(Lap(f"core {name}", lambda core=loaded.core: core.run(batch)))  # type: ignore[misc]
-            if name == FP8_CONTEXT:
-                continue
+        for precision, loaded in self.engines.items():
+            laps.append(Lap(f"core {precision}", lambda core=loaded.core: core.run(batch)))  # type: ignore[misc]
             laps.append(
                 Lap(
-                    f"generate {name}",
+                    f"generate {precision}",
                     lambda engine=loaded.engine: engine.generate(  # type: ignore[misc]
                         requests, beam_width=width, num_results=min(width, 10), constrained=constrained
                     ),
@@ -240,9 +230,9 @@ class _Loaded:
             batch = core_batch(self.config, history, widths, constrained=constrained)
             on_device = torch.from_numpy(history.astype(np.int64)).to(self.device)
             reference += torch_answers(*_on_host(self.torch.search(on_device, widths)))
-            for name, loaded in self.engines.items():
+            for precision, loaded in self.engines.items():
                 found = core_answers(loaded.core.run(batch))
-                answers.setdefault((f"core {name}", _precision(name)), []).extend(found)
+                answers.setdefault((f"core {precision}", precision), []).extend(found)
             if self.device == "cuda":
                 found = torch_answers(*_on_host(graph.search(on_device)))
                 answers.setdefault(("PyTorch, CUDA graph", "bf16"), []).extend(found)
@@ -253,11 +243,6 @@ class _Loaded:
             for (name, precision), found in answers.items()
         ]
         return laps, outcomes
-
-
-def _precision(name: str) -> str:
-    """That of an engine's name."""
-    return name.split(",")[0]
 
 
 def _turn(call: Call) -> list[float]:

@@ -66,16 +66,14 @@ def generations(report: Report, ceilings: dict[str, float]) -> str:
 
 
 def formats(report: Report) -> str:
-    """Our FP8 against our BF16, per generation; where it was measured, also with FP8 keys and values of the context."""
-    rivals = {"BF16 / FP8": "core fp8", "BF16 / FP8 with FP8 context": "core fp8, fp8 context"}
-    shown = {title: name for title, name in rivals.items() if any(name in run["laps"] for run in report["runs"])}
+    """Our FP8 against our BF16, per generation."""
     rows = []
     for run in report["runs"]:
-        times = {name: lap["ms_median"] for name, lap in run["laps"].items()}
-        if "core bf16" in times and "core fp8" in times:
-            ratios = [f"{times['core bf16'] / times[name]:.2f}" if name in times else "" for name in shown.values()]
-            rows.append([run["row"] + (", among items" if run["constrained"] else ""), *ratios])
-    return markdown(["generation", *shown], rows, "<" + ">" * len(shown))
+        laps = run["laps"]
+        if "core bf16" in laps and "core fp8" in laps:
+            ratio = laps["core bf16"]["ms_median"] / laps["core fp8"]["ms_median"]
+            rows.append([run["row"] + (", among items" if run["constrained"] else ""), f"{ratio:.2f}"])
+    return markdown(["generation", "BF16 / FP8"], rows, "<>")
 
 
 def rungs(reports: list[Report]) -> str:

@@ -49,7 +49,6 @@ def loaded(args: argparse.Namespace) -> Iterator[Generation]:
         RandomWeights(config, "cuda" if torch.cuda.is_available() else "cpu"),
         args.precision,
         device,
-        kv_cache_dtype=args.kv_cache_dtype,
         requests=args.batch,
         beams=args.width,
         items=args.items,
@@ -57,9 +56,7 @@ def loaded(args: argparse.Namespace) -> Iterator[Generation]:
     with engine.engine as opened:
         codes = opened.catalogue.semantic_ids[random_items(opened.catalogue, args.batch, args.context)]
         batch = core_batch(config, codes, [args.width] * config.levels, constrained=args.constrained)
-        context = "" if args.kv_cache_dtype == "auto" else f", {args.kv_cache_dtype} context"
-        name = f"{args.model} {args.precision}{context}, batch {args.batch}, width {args.width}"
-        name += f", context {args.context}"
+        name = f"{args.model} {args.precision}, batch {args.batch}, width {args.width}, context {args.context}"
         generation = Generation(engine, batch, name)
         generation.run(replay=True)
         yield generation
@@ -72,9 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=512, help="beams kept after each level (default: 512)")
     parser.add_argument("--context", type=int, default=512, help="tokens of a request (default: 512)")
     parser.add_argument("--precision", default="fp8", choices=["fp32", "bf16", "fp8"], help="(default: fp8)")
-    parser.add_argument(
-        "--kv-cache-dtype", default="auto", choices=["auto", "fp8"], help="of the context's keys and values"
-    )
     parser.add_argument("--constrained", action="store_true", help="search the items of a random catalogue")
     parser.add_argument("--items", type=int, default=200_000, help="of that catalogue (default: 200000)")
     parser.add_argument("--codebook", type=int, default=8192, help="codes of a level (default: 8192)")

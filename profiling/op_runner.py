@@ -12,16 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from op_tensors import (
-    DTYPES,
-    Beams,
-    ContextCodes,
-    Operand,
-    beams_tuple,
-    context_codes_tuple,
-    matrix_tuple,
-    operand_tuple,
-)
+from op_tensors import DTYPES, Beams, Operand, beams_tuple, matrix_tuple, operand_tuple
 from torch import Tensor
 
 from onerec_engine._C import OpRecording, OpRunner, OpTrie, OpWeight
@@ -130,16 +121,6 @@ class Ops:
             quantized=None if quantized is None else operand_tuple(quantized),
         )
 
-    def quantize_context(self, k: Tensor, v: Tensor, codes: ContextCodes, context_offsets: Tensor) -> None:
-        """`v` may be `k` itself."""
-        self.runner.quantize_context(
-            matrix_tuple(k),
-            matrix_tuple(v),
-            context_codes_tuple(codes),
-            context_offsets=context_offsets.data_ptr(),
-            batch=context_offsets.shape[0] - 1,
-        )
-
     def cross_attention(
         self,
         q: Tensor,
@@ -154,9 +135,7 @@ class Ops:
         heads: int,
         kv_heads: int,
         scale: float,
-        codes: ContextCodes | None = None,
     ) -> None:
-        """With codes, `k` and `v` are not looked at, and `q` is BF16."""
         self.runner.cross_attention(
             matrix_tuple(q),
             matrix_tuple(k),
@@ -170,7 +149,6 @@ class Ops:
             heads=heads,
             kv_heads=kv_heads,
             scale=scale,
-            codes=None if codes is None else context_codes_tuple(codes),
         )
 
     def self_attention(

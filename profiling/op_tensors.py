@@ -8,22 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = [
-    "BLOCK",
-    "DTYPES",
-    "TOKEN_GROUP",
-    "Beams",
-    "ContextCodes",
-    "Operand",
-    "beams_tuple",
-    "context_codes_tuple",
-    "matrix_tuple",
-    "operand_tuple",
-]
+__all__ = ["BLOCK", "DTYPES", "Beams", "Operand", "beams_tuple", "matrix_tuple", "operand_tuple"]
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float8_e4m3fn: "float8_e4m3"}
 BLOCK = 128
-TOKEN_GROUP = 32
 
 
 @dataclass(frozen=True)
@@ -49,26 +37,6 @@ class Operand:
         if self.scales.ndim == 1:
             return codes * self.scales[:, None]
         return codes * self.scales.t().repeat_interleave(BLOCK, 1)[:, : codes.shape[1]]
-
-
-@dataclass(frozen=True)
-class ContextCodes:
-    """E4M3 codes of a context: keys [tokens, columns], values transposed and in groups of a request's tokens."""
-
-    keys: Tensor
-    values: Tensor
-    key_scale: float
-    value_scale: float
-
-    @staticmethod
-    def empty(tokens: int, requests: int, columns: int, scale: float, device: torch.device | str) -> ContextCodes:
-        """Room for the codes of `tokens` tokens of all requests."""
-        width = -(-tokens // TOKEN_GROUP) * TOKEN_GROUP + requests * TOKEN_GROUP
-
-        def codes(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
-
-        return ContextCodes(codes(tokens, columns), codes(columns, width), scale, scale)
 
 
 @dataclass(frozen=True)
@@ -103,13 +71,6 @@ def operand_tuple(x: Operand) -> tuple[tuple[int, str, int, int, int], str, int,
     if x.scales is None:
         return matrix_tuple(x.values), "none", 0, 0
     return matrix_tuple(x.values), "row" if x.scales.ndim == 1 else "block", x.scales.data_ptr(), x.scales.shape[-1]
-
-
-def context_codes_tuple(
-    codes: ContextCodes,
-) -> tuple[tuple[int, str, int, int, int], tuple[int, str, int, int, int], float, float]:
-    """With their scales."""
-    return matrix_tuple(codes.keys), matrix_tuple(codes.values), codes.key_scale, codes.value_scale
 
 
 def beams_tuple(beams: Beams) -> tuple[int, int, int, list[int]]:

@@ -56,7 +56,6 @@ class RandomEngine:
         precision: str,
         device: str,
         *,
-        kv_cache_dtype: str = "auto",
         requests: int,
         beams: int,
         items: int = 200_000,
@@ -70,7 +69,6 @@ class RandomEngine:
             weights: of which model.
             precision: "fp32", "bf16" or "fp8".
             device: "cpu" or "cuda".
-            kv_cache_dtype: of the context's keys and values, "auto" or "fp8".
             requests: the largest batch; one run holds it with full contexts.
             beams: the widest beam.
             items: of a random catalogue.
@@ -102,7 +100,6 @@ class RandomEngine:
             max_context_tokens=limits.max_context_tokens,
             max_excluded=limits.max_excluded,
             memory_limit=0,
-            kv_cache=kv_cache_dtype,
             fused=fused,
             overlapped=overlapped,
         )
@@ -116,7 +113,7 @@ class RandomEngine:
             config=config,
             catalogue=catalogue,
             generation=GenerationDefaults(),
-            numbers=Numbers(precision=precision, scheme=scheme, kv_cache_dtype=kv_cache_dtype),
+            numbers=Numbers(precision=precision, scheme=scheme),
             device=device,
             threads=threads,
             limits=limits,

@@ -31,7 +31,6 @@ HOST_ONLY = (
     "attention_schedule",
     "batch",
     "block_matmul",
-    "context_tokens",
     "direct_tiles",
     "float8",
     "gemm",

@@ -26,10 +26,8 @@ OPENBLAS_TESTS = ("test_gemm_openblas", "test_linear_openblas")
 DEVICE_TESTS = (
     "test_beam_force",
     "test_beam_select",
-    "test_context_codes",
     "test_cross_attention",
     "test_cross_attention_aligned",
-    "test_cross_attention_codes",
     "test_dense_kernels",
     "test_embed",
     "test_generation_engine",

@@ -31,8 +31,6 @@ GENERATED = {"core/build_info.h"}
 
 # The standard library is what has no folder and no suffix; <stdint.h> and <unistd.h> are not it.
 STD_HEADER = re.compile(r"[a-z_]+$")
-# Layouts that an op promises and its kernels keep.
-PLAIN_ARITHMETIC = {"ops/context_tokens.h"}
 CUDA_HEADER = re.compile(r"(cuda|cublas|cutlass|cute|cub|thrust|nv|cooperative_groups|mma\.h|device_launch|curand)")
 PYTHON_HEADER = re.compile(r"(pybind11/|Python\.h$)")
 
@@ -120,7 +118,7 @@ def wrong_includes(source: Path) -> list[str]:
         wrong = wrong_quoted_include(source, target) if quoted else wrong_system_include(source, target)
         if wrong:
             problems.append(f"{relative(source)} includes {target}: {wrong}")
-        elif "kernels" in source.parts and quoted and "/kernels/" not in target and target not in PLAIN_ARITHMETIC:
+        elif "kernels" in source.parts and quoted and "/kernels/" not in target:
             problems.append(f"{relative(source)} includes {target}: kernels include kernels and CUTLASS only")
     return problems
 

@@ -165,8 +165,7 @@ Core::Core(const py::dict& config, const CoreOptions& options) {
   const py::gil_scoped_release release;
   auto backend = make_backend(options.device, options.threads);
   device_name_ = backend->device().name();
-  const Precision precision = Precision::parse(options.precision, options.experts, options.kv_cache);
-  auto model = std::make_unique<OneRecV2>(model_config, precision, *backend);
+  auto model = std::make_unique<OneRecV2>(model_config, Precision::parse(options.precision, options.experts), *backend);
   engine_ = std::make_shared<GenerationEngine>(std::move(backend), std::move(model), options.engine);
 }
 

@@ -17,7 +17,6 @@ namespace py = pybind11;
 struct CoreOptions {
   std::string precision;
   std::string experts;
-  std::string kv_cache;
   std::string device;
   int threads = 0;
   EngineOptions engine;

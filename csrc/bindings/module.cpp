@@ -92,12 +92,11 @@ PYBIND11_MODULE(_C, module) {
   py::class_<Core>(module, "Core", "A model on a device with its catalogue and plans.")
       .def(py::init([](const py::dict& config, const std::string& precision, const std::string& experts,
                        const std::string& device, int threads, std::int64_t max_batch, std::int64_t max_rows,
-                       std::int64_t max_context_tokens, std::int64_t max_excluded, std::size_t memory_limit,
-                       const std::string& kv_cache, bool fused, bool overlapped) {
+                       std::int64_t max_context_tokens, std::int64_t max_excluded, std::size_t memory_limit, bool fused,
+                       bool overlapped) {
              return std::make_unique<Core>(config,
                                            CoreOptions{.precision = precision,
                                                        .experts = experts,
-                                                       .kv_cache = kv_cache,
                                                        .device = device,
                                                        .threads = threads,
                                                        .engine = {.limits = {.max_batch = max_batch,
@@ -110,8 +109,7 @@ PYBIND11_MODULE(_C, module) {
            }),
            py::arg("config"), py::kw_only(), py::arg("precision"), py::arg("experts"), py::arg("device"),
            py::arg("threads"), py::arg("max_batch"), py::arg("max_rows"), py::arg("max_context_tokens"),
-           py::arg("max_excluded"), py::arg("memory_limit"), py::arg("kv_cache") = "auto", py::arg("fused") = true,
-           py::arg("overlapped") = true)
+           py::arg("max_excluded"), py::arg("memory_limit"), py::arg("fused") = true, py::arg("overlapped") = true)
       .def_property_readonly("device_name", &Core::device_name)
       .def("tensors", &Core::tensors, "Logical tensors wanted, in loading order: (name, shape, kind).")
       .def("set_tensor", &Core::set_tensor, py::arg("name"), py::arg("values"), py::arg("dtype"),

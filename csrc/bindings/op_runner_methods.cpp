@@ -15,8 +15,6 @@ using Address = std::uintptr_t;
 using MatrixTuple = std::tuple<Address, std::string, std::int64_t, std::int64_t, std::int64_t>;
 // (values, "none" or "row" or "block", address of the scales, their stride)
 using OperandTuple = std::tuple<MatrixTuple, std::string, Address, std::int64_t>;
-// (codes of keys, codes of values transposed, their scales)
-using ContextCodesTuple = std::tuple<MatrixTuple, MatrixTuple, double, double>;
 // (scores, states, codes, ancestry of each earlier step)
 using BeamsTuple = std::tuple<Address, Address, Address, std::vector<Address>>;
 // (capacity, address of the live count or 0)
@@ -54,13 +52,6 @@ Operand operand(const OperandTuple& t) {
 }
 
 Operand operand(const std::optional<OperandTuple>& t) { return t ? operand(*t) : Operand{}; }
-
-ContextCodes context_codes(const ContextCodesTuple& t) {
-  return {.keys = matrix(std::get<0>(t)),
-          .values = matrix(std::get<1>(t)),
-          .key_scale = static_cast<float>(std::get<2>(t)),
-          .value_scale = static_cast<float>(std::get<3>(t))};
-}
 
 Extent extent(const ExtentTuple& t) { return {std::get<0>(t), pointer<const std::int32_t>(std::get<1>(t))}; }
 
@@ -130,28 +121,16 @@ void run_swiglu(OpRunner& runner, const MatrixTuple& gate_up, std::int64_t width
                                     .rows = extent(rows)});
 }
 
-void run_quantize_context(OpRunner& runner, const MatrixTuple& k, const MatrixTuple& v, const ContextCodesTuple& codes,
-                          Address context_offsets, std::int64_t batch) {
-  const Matrix keys = matrix(k);
-  runner.issue(quantize_context, QuantizeContextParams{.k = keys,
-                                                       .v = matrix(v),
-                                                       .context_offsets = pointer<const std::int32_t>(context_offsets),
-                                                       .batch = batch,
-                                                       .tokens_capacity = keys.rows,
-                                                       .codes = context_codes(codes)});
-}
-
 void run_cross_attention(OpRunner& runner, const MatrixTuple& q, const MatrixTuple& k, const MatrixTuple& v,
                          const MatrixTuple& out, Address context_offsets, Address row_offsets, std::int64_t batch,
                          std::int64_t max_request_rows, std::int64_t max_request_tokens, std::int64_t heads,
-                         std::int64_t kv_heads, double scale, const std::optional<ContextCodesTuple>& codes) {
+                         std::int64_t kv_heads, double scale) {
   const Matrix queries = matrix(q);
   const Matrix keys = matrix(k);
   check_heads(queries.cols, heads, kv_heads);
   runner.issue(cross_attention, CrossAttentionParams{.q = queries,
                                                      .k = keys,
                                                      .v = matrix(v),
-                                                     .codes = codes ? context_codes(*codes) : ContextCodes{},
                                                      .context_offsets = pointer<const std::int32_t>(context_offsets),
                                                      .row_offsets = pointer<const std::int32_t>(row_offsets),
                                                      .out = matrix(out),
@@ -295,11 +274,9 @@ void bind_op_runner(py::module_& module) {
       .def("quantize", &run_quantize, arg("x"), arg("quantized"), arg("rows"))
       .def("swiglu", &run_swiglu, arg("gate_up"), arg("width"), arg("rows"), py::kw_only(), arg("y") = py::none(),
            arg("quantized") = py::none())
-      .def("quantize_context", &run_quantize_context, arg("k"), arg("v"), arg("codes"), py::kw_only(),
-           arg("context_offsets"), arg("batch"))
       .def("cross_attention", &run_cross_attention, arg("q"), arg("k"), arg("v"), arg("out"), py::kw_only(),
            arg("context_offsets"), arg("row_offsets"), arg("batch"), arg("max_request_rows"), arg("max_request_tokens"),
-           arg("heads"), arg("kv_heads"), arg("scale"), arg("codes") = py::none())
+           arg("heads"), arg("kv_heads"), arg("scale"))
       .def("self_attention", &run_self_attention, arg("qkv"), arg("ancestry"), arg("out"), py::kw_only(), arg("heads"),
            arg("kv_heads"), arg("scale"), arg("rows"), arg("quantized") = py::none())
       .def("route", &run_route, arg("logits"), arg("bias"), py::kw_only(), arg("experts"), arg("top_k"), arg("score"),

@@ -26,11 +26,7 @@ OneRecV2::OneRecV2(OneRecV2Config config, Precision precision, Backend& backend)
       precision_(precision),
       schema_(schema_of(config_)),
       table_(backend),
-      weights_(config_, precision_, table_) {
-  if (precision_.codes_context()) {
-    backend.check_context_codes(config_.num_attention_heads, config_.num_context_kv_heads, config_.head_dim);
-  }
-}
+      weights_(config_, precision_, table_) {}
 
 std::unique_ptr<ModelPass> OneRecV2::make_pass(const PassShape& shape, const PassInputs& inputs, OpContext& context,
                                                Arena& arena, MemoryLedger& ledger) const {

@@ -77,13 +77,9 @@ struct Precision {
   DType activation = DType::kF32;               // kF32 or kBF16
   WeightFormat linear = WeightFormat::kDense;   // of the decoder's linears
   WeightFormat experts = WeightFormat::kDense;  // of the routed experts
-  DType context = DType::kF32;                  // of the keys and values that rows behind BOS read: as above, or kE4M3
 
-  bool codes_context() const { return context == DType::kE4M3; }
-
-  // "fp32", "bf16" or "fp8"; `experts` is "block" or "channel" and matters for "fp8" alone; `kv_cache` is "auto", as
-  // the activations, or "fp8".
-  static Precision parse(const std::string& precision, const std::string& experts, const std::string& kv_cache);
+  // "fp32", "bf16" or "fp8"; `experts` is "block" or "channel" and matters for "fp8" alone.
+  static Precision parse(const std::string& precision, const std::string& experts);
 };
 
 // Ops see every width as a multiple of this; checkpoints do not. The difference is zeros.

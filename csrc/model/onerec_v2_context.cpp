@@ -1,18 +1,8 @@
 #include "model/onerec_v2_context.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace onerec {
-namespace {
-
-// What codes of a norm's output are multiplied by: |x * rstd| is at most sqrt(width), so that none of the values, which
-// are not known yet, is beyond the largest code.
-float scale_of(const DeviceArray& gamma, std::int64_t width) {
-  return e4m3_scale(std::sqrt(static_cast<float>(width)) * gamma.largest);
-}
-
-}  // namespace
 
 ContextProcessor::ContextProcessor(const OneRecV2& model, const PassShape& shape, OpContext& context,
                                    PassMemory& memory)
@@ -23,10 +13,6 @@ ContextProcessor::ContextProcessor(const OneRecV2& model, const PassShape& shape
       width_(model.config().d_context_kv()) {
   const DType dtype = model.precision().activation;
   rows_ = memory.matrix("context_kv", dtype, shape.context_tokens, model.config().d_context());
-  // Step 0 reads no codes.
-  if (model.precision().codes_context() && shape.context_tokens > 0 && model.config().levels() > 1) {
-    for (std::int64_t j = 0; j < model.config().num_context_kv_layers; ++j) codes_.push_back(make_codes(j, memory));
-  }
 
   // The stages of all pathways share two buffers, which a chain of linears uses in turn.
   std::int64_t largest = 0;
@@ -50,18 +36,6 @@ ContextProcessor::ContextProcessor(const OneRecV2& model, const PassShape& shape
       if (i < weights.projections.size()) width = weights.projections[i].outputs;
     }
   }
-}
-
-ContextCodes ContextProcessor::make_codes(std::int64_t group, PassMemory& memory) const {
-  const OneRecV2Weights& weights = model_.tensors();
-  const auto j = static_cast<std::size_t>(group);
-  const DeviceArray& k_norm = *weights.k_norms[j];
-  const DeviceArray& v_norm = split_ == 2 ? *weights.v_norms[j] : k_norm;
-  const std::int64_t tokens = shape_.context_tokens;
-  return {.keys = memory.matrix("context_kv", DType::kE4M3, tokens, width_),
-          .values = memory.matrix("context_kv", DType::kE4M3, width_, value_columns(tokens, shape_.batch)),
-          .key_scale = scale_of(k_norm, width_),
-          .value_scale = scale_of(v_norm, width_)};
 }
 
 void ContextProcessor::encode(const PassInputs& inputs) {
@@ -139,13 +113,6 @@ void ContextProcessor::encode(const PassInputs& inputs) {
   for (std::int64_t j = 0; j < config.num_context_kv_layers; ++j) {
     normalise(j * split_, weights.k_norms[static_cast<std::size_t>(j)]);
     if (split_ == 2) normalise(j * split_ + 1, weights.v_norms[static_cast<std::size_t>(j)]);
-    if (codes_.empty()) continue;
-    quantize_context(context_, {.k = keys(j),
-                                .v = values(j),
-                                .context_offsets = inputs.context_offsets,
-                                .batch = shape_.batch,
-                                .tokens_capacity = shape_.context_tokens,
-                                .codes = codes(j)});
   }
 }
 

@@ -17,13 +17,8 @@ class ContextProcessor {
   // Keys and values of group j: [context tokens, G_kv * d_head]; the same memory where S_kv = 1.
   ConstMatrix keys(std::int64_t group) const { return slice(group * split_); }
   ConstMatrix values(std::int64_t group) const { return slice(group * split_ + split_ - 1); }
-  // Their codes, if the precision wants them: empty otherwise.
-  ContextCodes codes(std::int64_t group) const {
-    return codes_.empty() ? ContextCodes{} : codes_[static_cast<std::size_t>(group)];
-  }
 
  private:
-  ContextCodes make_codes(std::int64_t group, PassMemory& memory) const;
   Matrix slice(std::int64_t index) const { return rows_.columns(index * width_, width_); }
 
   const OneRecV2& model_;
@@ -32,7 +27,6 @@ class ContextProcessor {
   std::int64_t split_;
   std::int64_t width_;
   Matrix rows_;  // [context tokens, d_context]: projections, normalised in place
-  std::vector<ContextCodes> codes_;
   // One buffer for each of a pathway's stages; pathways take turns.
   std::vector<std::vector<Matrix>> stages_;
 };

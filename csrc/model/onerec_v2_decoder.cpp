@@ -112,8 +112,6 @@ void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t
   CrossAttentionParams params{.q = q,
                               .k = context_processor_.keys(group),
                               .v = context_processor_.values(group),
-                              // Step 0 keeps to 16 bits: its one row a request chooses what all beams start from.
-                              .codes = step == 0 ? ContextCodes{} : context_processor_.codes(group),
                               .context_offsets = inputs_.context_offsets,
                               .row_offsets = inputs_.row_offsets[static_cast<std::size_t>(step)],
                               .out = attended,

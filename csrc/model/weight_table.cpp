@@ -1,8 +1,6 @@
 #include "model/weight_table.h"
 
-#include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 
 #include "core/bfloat16.h"
@@ -178,9 +176,6 @@ void WeightTable::set_vector(Entry& entry, const TensorSource& source) {
   Vector& vector = *entry.vector;
   read_floats(source, 0, entry.cols, vector.staging.data() + vector.offsets[entry.part]);
   if (--vector.missing > 0) return;
-  for (const float value : vector.staging) {
-    if (std::isfinite(value)) vector.array.largest = std::max(vector.array.largest, std::abs(value));
-  }
   upload(vector.array, vector.staging.data(), vector.staging.size() * sizeof(float));
   std::vector<float>().swap(vector.staging);
 }

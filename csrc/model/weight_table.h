@@ -33,8 +33,6 @@ struct DeviceArray {
   std::unique_ptr<Buffer> buffer;
   const void* data() const { return buffer ? buffer->data() : nullptr; }
   const float* floats() const { return static_cast<const float*>(data()); }
-
-  float largest = 0.0f;  // of a vector: the largest magnitude of its finite values
 };
 
 // Filled in three strokes: the model declares what it needs (add_*), the loader sets every tensor in the order of

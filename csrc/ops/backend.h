@@ -6,7 +6,6 @@
 
 #include "ops/beam_search.h"
 #include "ops/combine_norm.h"
-#include "ops/context_codes.h"
 #include "ops/cross_attention.h"
 #include "ops/device.h"
 #include "ops/embed_context.h"
@@ -59,9 +58,6 @@ class Backend {
   virtual void rms_norm(Stream&, const RmsNormParams&) = 0;
   virtual void quantize(Stream&, const QuantizeParams&) = 0;
   virtual void swiglu(Stream&, const SwigluParams&) = 0;
-  // Throws ArgumentError, with what to do, where cross_attention() cannot attend to codes of a context for these heads.
-  virtual void check_context_codes(std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim) const;
-  virtual void quantize_context(Stream&, const QuantizeContextParams&);
   // Whether cross_attention() makes the codes of these params; if not, the op quantises its output.
   virtual bool fuses_cross_attention_codes(const CrossAttentionParams&) const { return false; }
   virtual std::size_t cross_attention_workspace(const CrossAttentionParams&) const { return 0; }

@@ -30,10 +30,10 @@ struct Span {
         end(begin + (static_cast<std::uintptr_t>(rows) - 1) * pitch + width) {}
 };
 
-bool overlap(const ConstMatrix& a, std::int64_t a_rows, const ConstMatrix& b, std::int64_t b_rows) {
-  if (a_rows == 0 || b_rows == 0 || a.cols == 0 || b.cols == 0 || a.data == nullptr || b.data == nullptr) return false;
-  const Span first(a, a_rows);
-  const Span second(b, b_rows);
+bool overlap(const ConstMatrix& a, const ConstMatrix& b, std::int64_t rows) {
+  if (rows == 0 || a.cols == 0 || b.cols == 0 || a.data == nullptr || b.data == nullptr) return false;
+  const Span first(a, rows);
+  const Span second(b, rows);
   if (first.end <= second.begin || second.end <= first.begin) return false;
   if (first.pitch != second.pitch) return true;
   // Columns of one matrix: compare where in the common pitch each begins.
@@ -127,13 +127,8 @@ void check_linear_input(const char* op, const Operand& x, const LinearWeight& we
 
 void check_apart(const OpContext& context, const char* op, const char* a_name, const ConstMatrix& a, const char* b_name,
                  const ConstMatrix& b, std::int64_t rows) {
-  check_apart(context, op, a_name, a, rows, b_name, b, rows);
-}
-
-void check_apart(const OpContext& context, const char* op, const char* a_name, const ConstMatrix& a,
-                 std::int64_t a_rows, const char* b_name, const ConstMatrix& b, std::int64_t b_rows) {
   if (context.measuring) return;
-  require(!overlap(a, a_rows, b, b_rows), "[", op, "] got ", a_name, " and ", b_name,
+  require(!overlap(a, b, rows), "[", op, "] got ", a_name, " and ", b_name,
           " that overlap in memory, want them apart. Use two buffers.");
 }
 

@@ -45,10 +45,6 @@ void check_linear_input(const char* op, const Operand& x, const LinearWeight& we
 void check_apart(const OpContext& context, const char* op, const char* a_name, const ConstMatrix& a, const char* b_name,
                  const ConstMatrix& b, std::int64_t rows);
 
-// The same of the first `a_rows` rows of `a` and the first `b_rows` of `b`.
-void check_apart(const OpContext& context, const char* op, const char* a_name, const ConstMatrix& a,
-                 std::int64_t a_rows, const char* b_name, const ConstMatrix& b, std::int64_t b_rows);
-
 // `a` and `b` are either the same elements or apart.
 void check_same_or_apart(const OpContext& context, const char* op, const char* a_name, const ConstMatrix& a,
                          const char* b_name, const ConstMatrix& b, std::int64_t rows);

@@ -33,15 +33,9 @@ void cross_attention(OpContext& context, const CrossAttentionParams& params) {
   check_capacities(params);
   const std::int64_t q_width = params.heads * params.head_dim;
   const std::int64_t kv_width = params.kv_heads * params.head_dim;
-  if (params.coded()) {
-    check_matrix(kOp, "q", params.q, {DType::kBF16}, params.rows_capacity, q_width);
-    check_context_codes(kOp, params.codes, params.tokens_capacity, params.batch, kv_width);
-    context.backend.check_context_codes(params.heads, params.kv_heads, params.head_dim);
-  } else {
-    check_matrix(kOp, "q", params.q, {DType::kF32, DType::kBF16}, params.rows_capacity, q_width);
-    check_matrix(kOp, "k", params.k, {params.q.dtype}, params.tokens_capacity, kv_width);
-    check_matrix(kOp, "v", params.v, {params.q.dtype}, params.tokens_capacity, kv_width);
-  }
+  check_matrix(kOp, "q", params.q, {DType::kF32, DType::kBF16}, params.rows_capacity, q_width);
+  check_matrix(kOp, "k", params.k, {params.q.dtype}, params.tokens_capacity, kv_width);
+  check_matrix(kOp, "v", params.v, {params.q.dtype}, params.tokens_capacity, kv_width);
   check_matrix(kOp, "out", params.out, {params.q.dtype}, params.rows_capacity, q_width);
   check_pointer(kOp, "context_offsets", params.context_offsets);
   check_pointer(kOp, "row_offsets", params.row_offsets);

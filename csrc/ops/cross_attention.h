@@ -2,7 +2,6 @@
 #pragma once
 
 #include "ops/context.h"
-#include "ops/context_codes.h"
 #include "ops/operand.h"
 
 namespace onerec {
@@ -11,15 +10,10 @@ namespace onerec {
 // s[n] = scale * q[r, h] . k[n, g] over the context tokens n in [context_offsets[b], context_offsets[b + 1]),
 // p = exp(s - max s), out[r, h] = sum_n round(p[n]) v[n, g] / sum_n p[n]; p is rounded to q's dtype. No tokens: out =
 // 0. With `quantized` the codes of the rounded output are made as well, and what `out` holds afterwards is unspecified.
-//
-// With `codes` k and v are not looked at, q is BF16, and both products are of E4M3 codes: q's, made with the scale qs
-// of its own row and head, p's, made of 256 * p, and the context's. s[n] = scale * qs * key_scale * (qc . kc[n]), out =
-// value_scale / 256 * (sum_n pc[n] vc[n]) / (sum_n p[n]).
 struct CrossAttentionParams {
   ConstMatrix q = {};                             // [rows, heads * head_dim], FP32 or BF16
   ConstMatrix k = {};                             // [tokens, kv_heads * head_dim], q's dtype
   ConstMatrix v = {};                             // the same shape; may be k itself
-  ContextCodes codes = {};                        // of k and v; or keys.data = null
   const std::int32_t* context_offsets = nullptr;  // [batch + 1], device
   const std::int32_t* row_offsets = nullptr;      // [batch + 1], device
   Matrix out = {};                                // [rows, heads * head_dim] of q's dtype
@@ -33,8 +27,6 @@ struct CrossAttentionParams {
   std::int64_t kv_heads = 0;
   std::int64_t head_dim = 0;
   float scale = 0.0f;
-
-  bool coded() const { return codes.keys.data != nullptr; }
 };
 
 void cross_attention(OpContext& context, const CrossAttentionParams& params);

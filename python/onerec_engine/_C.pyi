@@ -29,7 +29,6 @@ class Core:
         max_context_tokens: int,
         max_excluded: int,
         memory_limit: int,
-        kv_cache: str = "auto",
         fused: bool = True,
         overlapped: bool = True,
     ) -> None: ...
@@ -61,8 +60,6 @@ class Core:
 _Matrix = tuple[int, str, int, int, int]
 # (values, "none" or "row" or "block", address of the scales, their stride)
 _Operand = tuple[_Matrix, str, int, int]
-# (codes of keys, codes of values transposed, their scales)
-_ContextCodes = tuple[_Matrix, _Matrix, float, float]
 # (scores, states, codes, ancestry of each earlier step)
 _Beams = tuple[int, int, int, list[int]]
 # (capacity, address of the live count or 0)
@@ -135,9 +132,6 @@ class OpRunner:
         y: _Matrix | None = None,
         quantized: _Operand | None = None,
     ) -> None: ...
-    def quantize_context(
-        self, k: _Matrix, v: _Matrix, codes: _ContextCodes, *, context_offsets: int, batch: int
-    ) -> None: ...
     def cross_attention(
         self,
         q: _Matrix,
@@ -153,7 +147,6 @@ class OpRunner:
         heads: int,
         kv_heads: int,
         scale: float,
-        codes: _ContextCodes | None = None,
     ) -> None: ...
     def self_attention(
         self,

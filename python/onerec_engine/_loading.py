@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Loaded", "Numbers", "choose_device", "choose_limits", "choose_numbers", "load", "usable_threads"]
 
 PRECISIONS = ("fp32", "bf16")
-KV_CACHE_DTYPES = ("auto", "fp8")
 _RUN_ROWS = {"cpu": 4096, "cuda": 32_768}
 _RUN_TOKENS = 32_768
 _RUN_EXCLUDED = 1 << 22
@@ -39,12 +38,10 @@ class Numbers:
     Attributes:
         precision: ``fp32``, ``bf16`` or ``fp8``, as docs/numerics.md defines them.
         scheme: how its weights are quantised; None if they are not.
-        kv_cache_dtype: of the context's keys and values; ``auto`` is the activations'.
     """
 
     precision: str
     scheme: QuantizationScheme | None
-    kv_cache_dtype: str = "auto"
 
 
 def _check_counts(**counts: int | None) -> None:
@@ -85,11 +82,7 @@ def choose_limits(
 
 
 def choose_numbers(
-    stored: QuantizationScheme | None,
-    quantization: str | None,
-    precision: str | None,
-    kv_cache_dtype: str,
-    device: str,
+    stored: QuantizationScheme | None, quantization: str | None, precision: str | None, device: str
 ) -> Numbers:
     """The precision of an engine from what its caller asks for and what its checkpoint holds.
 
@@ -97,16 +90,13 @@ def choose_numbers(
         stored: how the checkpoint is quantised.
         quantization: asked for; None takes the checkpoint as it is.
         precision: asked for; None is fp32 on a CPU, where 16 bits save nothing in accuracy, and bf16 on a GPU.
-        kv_cache_dtype: asked for.
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        ValueError: if they do not go together or do not fit the checkpoint.
+        ValueError: if the two do not go together or do not fit the checkpoint.
     """
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(f"[engine] got precision {precision!r}, want None or one of {list(PRECISIONS)}.")
-    if kv_cache_dtype not in KV_CACHE_DTYPES:
-        raise ValueError(f"[engine] got kv_cache_dtype {kv_cache_dtype!r}, want one of {list(KV_CACHE_DTYPES)}.")
     scheme = stored if quantization is None else get_scheme(quantization)
     if stored is not None and scheme is not stored:
         raise ValueError(
@@ -114,19 +104,13 @@ def choose_numbers(
             "Leave it out, or quantise the original checkpoint."
         )
     if scheme is None:
-        chosen = precision or ("fp32" if device == "cpu" else "bf16")
-        if chosen == "fp32" and kv_cache_dtype == "fp8":
-            raise ValueError(
-                "[engine] got kv_cache_dtype 'fp8' with precision 'fp32', want 'bf16' or quantised weights. "
-                "Say precision='bf16' or quantization='fp8', or leave kv_cache_dtype out."
-            )
-        return Numbers(precision=chosen, scheme=None, kv_cache_dtype=kv_cache_dtype)
+        return Numbers(precision=precision or ("fp32" if device == "cpu" else "bf16"), scheme=None)
     if precision is not None and not (precision == "bf16" and quantization is not None):
         raise ValueError(
             f"[engine] got precision {precision!r} with quantisation {scheme.name!r}, which keeps the rest in bf16. "
             "Leave one of them out."
         )
-    return Numbers(precision=scheme.precision, scheme=scheme, kv_cache_dtype=kv_cache_dtype)
+    return Numbers(precision=scheme.precision, scheme=scheme)
 
 
 def choose_device(device: str) -> str:
@@ -177,7 +161,6 @@ def load(
     device: str,
     quantization: str | None,
     precision: str | None,
-    kv_cache_dtype: str,
     threads: int | None,
     max_batch: int,
     max_beam_width: int,
@@ -197,7 +180,7 @@ def load(
     device = choose_device(device)
     with Checkpoint(path) as checkpoint:
         config = checkpoint.config
-        numbers = choose_numbers(checkpoint.scheme, quantization, precision, kv_cache_dtype, device)
+        numbers = choose_numbers(checkpoint.scheme, quantization, precision, device)
         catalogue = Catalogue.load(checkpoint.path, codebook_sizes=config.codebook_sizes)
         context = min(max_context or config.max_context, config.max_context)
         context_limits(config.pathways, context)
@@ -241,7 +224,6 @@ def _load_core(
         max_context_tokens=limits.max_context_tokens,
         max_excluded=limits.max_excluded,
         memory_limit=memory_limit or 0,
-        kv_cache=numbers.kv_cache_dtype,
     )
     try:
         wanted = core.tensors()

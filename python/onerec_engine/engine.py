@@ -42,7 +42,6 @@ class Engine:
         device: ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16`` or ``fp8``.
         quantization: name of the scheme the weights are quantised with, or None.
-        kv_cache_dtype: how the context's keys and values are stored, ``auto`` or ``fp8``.
         threads: CPU threads a call computes with.
         limits: what one run holds; larger calls are cut into several.
         max_beam_width: the widest beam a request may ask for.
@@ -57,7 +56,6 @@ class Engine:
         self.device = loaded.device
         self.precision = loaded.numbers.precision
         self.quantization = None if loaded.numbers.scheme is None else loaded.numbers.scheme.name
-        self.kv_cache_dtype = loaded.numbers.kv_cache_dtype
         self.threads = loaded.threads
         self.limits = loaded.limits
         self.max_beam_width = limit
@@ -84,7 +82,6 @@ class Engine:
         device: str = "auto",
         quantization: str | None = None,
         precision: str | None = None,
-        kv_cache_dtype: str = "auto",
         threads: int | None = None,
         max_batch: int = 64,
         max_beam_width: int = 1024,
@@ -102,9 +99,6 @@ class Engine:
                 them as they are, which for a pre-quantised checkpoint is quantised.
             precision: ``fp32`` or ``bf16``, of weights and activations where nothing is quantised. By default fp32 on a
                 CPU and bf16 on a GPU, whatever the checkpoint stores.
-            kv_cache_dtype: of the keys and values that a request's beams share, those of its context: ``auto``, as the
-                activations, or ``fp8``, codes that the cross-attention multiplies as they are. The first level reads
-                them in 16 bits all the same, so that codes take memory beside them. Not in fp32.
             threads: CPU threads; by default the processors this process may use.
             max_batch: requests computed at a time. Calls may have any number.
             max_beam_width: the widest beam at any level.
@@ -128,7 +122,6 @@ class Engine:
             device=device,
             quantization=quantization,
             precision=precision,
-            kv_cache_dtype=kv_cache_dtype,
             threads=threads,
             max_batch=max_batch,
             max_beam_width=max_beam_width,
@@ -278,8 +271,7 @@ class Engine:
         self.close()
 
     def __repr__(self) -> str:
-        context = "" if self.kv_cache_dtype == "auto" else f" with kv_cache_dtype {self.kv_cache_dtype}"
-        return f"Engine({self.precision}{context} on {self.device}, {len(self.catalogue)} items)"
+        return f"Engine({self.precision} on {self.device}, {len(self.catalogue)} items)"
 
     def _pack(self, columns: Columns) -> Packed:
         return pack(columns, config=self.config, catalogue=self.catalogue, trie=self._trie, limits=self._context_limits)

@@ -85,35 +85,6 @@ TEST(AttentionLayout, AccumulatorsAreALeftHandSideAsTheyLie) {
   }
 }
 
-// A left-hand side of 64 x 32 codes in registers, from the same manual: register i holds four columns of row groupID (i
-// even) or groupID + 8 (i odd), the upper sixteen columns from i = 2 on.
-std::pair<int, int> coded_left_hand_place(int thread, int byte) {
-  const int group = thread % 32 / 4;
-  const int reg = byte / 4;
-  const int row = thread / 32 * 16 + group + (reg % 2 == 0 ? 0 : 8);
-  const int column = thread % 4 * 4 + byte % 4 + (reg < 2 ? 0 : 16);
-  return {row, column};
-}
-
-TEST(AttentionLayout, AccumulatorsAreCodesOfALeftHandSideAsTheyLie) {
-  for (int thread = 0; thread < kWarpgroup; ++thread) {
-    std::set<int> taken;
-    for (int word = 0; word < kTileRows / 8; ++word) {
-      for (int byte = 0; byte < 4; ++byte) {
-        const auto [row, column] = coded_left_hand_place(thread, word % 4 * 4 + byte);
-        EXPECT_EQ(code_row(thread, word), row);
-        EXPECT_EQ(code_column(thread, word) + byte, word / 4 * 32 + column);
-        // The token whose score it is has its values there.
-        const int element = code_element(word, byte);
-        EXPECT_EQ(accumulator_row(thread, element), row);
-        EXPECT_EQ(value_column(0, accumulator_column(thread, element)), word / 4 * 32 + column);
-        taken.insert(element);
-      }
-    }
-    EXPECT_EQ(static_cast<int>(taken.size()), kTileRows / 2);
-  }
-}
-
 // --- one warpgroup, thread by thread, over a context whose last tile is not full ---
 
 constexpr int kHeadDim = 64;

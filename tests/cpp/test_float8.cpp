@@ -89,14 +89,7 @@ TEST(Float8, ConversionMultipliesBeforeItRounds) {
   const test::TestArray<std::uint8_t> codes(values.size());
   for (const float inverse : {0.0f, 0.37f, 1e12f}) {
     cpu::f32_to_e4m3(values.get(), inverse, codes.get(), values.size());
-    test::TestArray<float> rounded(values.size());
-    std::copy(values.begin(), values.end(), rounded.begin());
-    cpu::round_to_e4m3(rounded.get(), inverse, rounded.size());
-    EXPECT_TRUE(rounded.guards_intact());
-    for (std::int64_t i = 0; i < values.size(); ++i) {
-      ASSERT_EQ(codes[i], to_e4m3(values[i] * inverse)) << i;
-      ASSERT_EQ(rounded[i], from_e4m3(codes[i])) << i;
-    }
+    for (std::int64_t i = 0; i < values.size(); ++i) ASSERT_EQ(codes[i], to_e4m3(values[i] * inverse)) << i;
   }
   EXPECT_TRUE(codes.guards_intact());
 }

@@ -5,14 +5,12 @@
 #include <cmath>
 #include <limits>
 #include <random>
-#include <string_view>
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/registry.h"
 #include "core/error.h"
 #include "engine/generation_engine.h"
 #include "model/onerec_v2.h"
-#include "support/context_codes.h"
 #include "support/oracle.h"
 
 namespace onerec {
@@ -49,17 +47,9 @@ OneRecV2Config tiny_config(bool moe) {
   return config;
 }
 
-// A precision with this behind its name has codes of the context.
-constexpr std::string_view kFp8Context = "_fp8_context";
-
-Precision precision_of(const std::string& name) {
-  const std::size_t end = name.find(kFp8Context);
-  return Precision::parse(name.substr(0, end), "block", end == std::string::npos ? "auto" : "fp8");
-}
-
 std::unique_ptr<GenerationEngine> tiny_engine(std::unique_ptr<Backend> backend, const std::string& precision, bool moe,
                                               std::size_t memory_limit = 0) {
-  auto model = std::make_unique<OneRecV2>(tiny_config(moe), precision_of(precision), *backend);
+  auto model = std::make_unique<OneRecV2>(tiny_config(moe), Precision::parse(precision, "block"), *backend);
   auto engine = std::make_unique<GenerationEngine>(
       std::move(backend), std::move(model),
       EngineOptions{.limits = {.max_batch = 8, .max_rows = 256, .max_context_tokens = 64, .max_excluded = 64},
@@ -147,19 +137,7 @@ class AligningBackend final : public cpu::CpuBackend {
   }
 };
 
-bool can_be_opened(const std::string& precision) {
-  if (!precision_of(precision).codes_context()) return true;
-  const OneRecV2Config config = tiny_config(false);
-  test::Runner runner(1);
-  return test::attends_to_codes(runner, config.num_attention_heads, config.num_context_kv_heads, config.head_dim);
-}
-
-class EveryPrecision : public testing::TestWithParam<std::tuple<std::string, bool>> {
- protected:
-  void SetUp() override {
-    if (!can_be_opened(std::get<0>(GetParam()))) GTEST_SKIP() << "this backend does not attend to codes";
-  }
-};
+class EveryPrecision : public testing::TestWithParam<std::tuple<std::string, bool>> {};
 
 TEST_P(EveryPrecision, RecordedDirectPoisonedAndRepeatedRunsAgreeToTheBit) {
   const auto [precision, moe] = GetParam();
@@ -253,8 +231,7 @@ TEST_P(EveryPrecision, ScoringASearchsResultsGivesTheirScores) {
 }
 
 INSTANTIATE_TEST_SUITE_P(GenerationEngine, EveryPrecision,
-                         testing::Combine(testing::Values("fp32", "bf16", "fp8", "bf16_fp8_context", "fp8_fp8_context"),
-                                          testing::Bool()),
+                         testing::Combine(testing::Values("fp32", "bf16", "fp8"), testing::Bool()),
                          [](const auto& info) {
                            return std::get<0>(info.param) + (std::get<1>(info.param) ? "_moe" : "_dense");
                          });
@@ -290,81 +267,6 @@ TEST(GenerationEngine, PlanForSaysWhatARunWillTake) {
   std::size_t parts = 0;
   for (const auto& [purpose, bytes] : actual.arena_ledger) parts += bytes;
   EXPECT_EQ(parts, actual.arena);
-}
-
-TEST(GenerationEngine, CodesOfTheContextTakeMemoryBesideIt) {
-  if (!can_be_opened("bf16_fp8_context")) GTEST_SKIP() << "this backend does not attend to codes";
-  const Requests requests(5);
-  const auto region = [&](const std::string& precision) {
-    const auto engine = tiny_engine(precision, false);
-    set_catalogue(*engine);
-    return engine->plan_for(requests.batch()).arena_ledger.at("context_kv");
-  };
-  const std::size_t plain = region("bf16");
-  const auto shape = plan_shape(requests.batch(), 3).pass;
-  const auto tokens = static_cast<std::size_t>(shape.context_tokens);
-  const auto columns = static_cast<std::size_t>(value_columns(shape.context_tokens, shape.batch));
-  EXPECT_EQ(plain, align_up(tokens * 2 * 2 * 16 * 2));
-  EXPECT_EQ(region("bf16_fp8_context"), plain + 2 * (align_up(tokens * 16) + align_up(16 * columns)));
-}
-
-TEST(GenerationEngine, CodesOfTheContextChangeTheStepsThatReadThem) {
-  if (!can_be_opened("bf16_fp8_context")) GTEST_SKIP() << "this backend does not attend to codes";
-  Requests requests(4);  // the first of them has no context
-  std::fill(requests.constrained.begin(), requests.constrained.end(), 0);
-  std::fill(requests.excluded_offsets.begin(), requests.excluded_offsets.end(), 0);
-  std::fill(requests.widths.begin(), requests.widths.end(), 4);
-  BatchResult plain, coded;
-  const auto run = [&](const std::string& precision, BatchResult& result) {
-    const auto engine = tiny_engine(precision, false);
-    set_catalogue(*engine);
-    engine->run(requests.batch(), result);
-  };
-  run("bf16", plain);
-  run("bf16_fp8_context", coded);
-  const auto scores_of = [](const BatchResult& result, int b) {
-    return std::vector<float>(result.scores.begin() + result.offsets[static_cast<std::size_t>(b)],
-                              result.scores.begin() + result.offsets[static_cast<std::size_t>(b) + 1]);
-  };
-  for (int b = 0; b < 4; ++b) {
-    const std::vector<float> want = scores_of(plain, b);
-    const std::vector<float> got = scores_of(coded, b);
-    EXPECT_EQ(want == got, b == 0) << "request " << b;
-    for (std::size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 0.1f) << "request " << b;
-  }
-}
-
-TEST(GenerationEngine, RefusesCodesOfTheContextInFp32) {
-  try {
-    precision_of("fp32_fp8_context");
-    FAIL() << "took it";
-  } catch (const ArgumentError& error) {
-    EXPECT_STREQ(error.what(),
-                 "[precision] got kv_cache 'fp8' with 'fp32', want 'bf16' or 'fp8'. Choose one, or keep kv_cache "
-                 "'auto'.");
-  }
-  EXPECT_THROW(Precision::parse("bf16", "block", "int8"), ArgumentError);
-}
-
-// The CPU backend without its kernels for codes.
-class PlainBackend final : public cpu::CpuBackend {
- public:
-  using CpuBackend::CpuBackend;
-  void check_context_codes(std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim) const override {
-    Backend::check_context_codes(heads, kv_heads, head_dim);
-  }
-};
-
-TEST(GenerationEngine, AModelWhoseContextTheBackendCannotCodeIsRefusedAtOnce) {
-  ONEREC_CPU_ONLY();
-  EXPECT_NE(tiny_engine(std::make_unique<PlainBackend>(1), "bf16", false), nullptr);
-  PlainBackend backend(1);
-  try {
-    const OneRecV2 model(tiny_config(false), precision_of("bf16_fp8_context"), backend);
-    FAIL() << "made it";
-  } catch (const ArgumentError& error) {
-    EXPECT_NE(std::string(error.what()).find("kv_cache_dtype='auto'"), std::string::npos) << error.what();
-  }
 }
 
 TEST(GenerationEngine, RefusesToRunBeforeItsWeightsAreLoaded) {

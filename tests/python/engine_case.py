@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +36,8 @@ PRECISIONS: dict[str, dict[str, str]] = {
     "bf16": {"precision": "bf16"},
     "fp8": {"quantization": "fp8"},
     "fp8_channel": {"quantization": "fp8_channel"},
-    "bf16_context": {"precision": "bf16", "kv_cache_dtype": "fp8"},
-    "fp8_context": {"quantization": "fp8", "kv_cache_dtype": "fp8"},
 }
-"""Arguments of `Engine.from_checkpoint` by name.
-
-``fp8`` has the experts' scales per block; ``bf16_context`` and ``fp8_context`` have codes of the context.
-"""
+"""Arguments of `Engine.from_checkpoint` by name; ``fp8`` has the experts' scales per block."""
 
 SIZED_PATHWAY = Pathway(name="history", kind="items", max_tokens=20, position_embedding="recency")
 SIZED_MOE: dict[str, Any] = {
@@ -71,20 +66,16 @@ def sized_model(**changes: Any) -> dict[str, Any]:
 
 def emulated(name: str, **settings: Any) -> Emulated:
     """The reference's arithmetic for a name of `PRECISIONS`."""
-    precision, _, variant = name.partition("_")
-    return Emulated(
-        precision,  # type: ignore[arg-type]
-        experts="channel" if variant == "channel" else "block",
-        kv_cache="fp8" if variant == "context" else "auto",
-        **settings,
-    )
+    if name.startswith("fp8"):
+        return Emulated("fp8", experts="channel" if name == "fp8_channel" else "block", **settings)
+    return Emulated("bf16" if name == "bf16" else "fp32", **settings)
 
 
 class _SummedInOrder(Emulated):
     """BF16 with FP32 sums in an order of their own."""
 
-    def __init__(self, kv_cache: Literal["auto", "fp8"] = "auto") -> None:
-        super().__init__("bf16", kv_cache=kv_cache)
+    def __init__(self) -> None:
+        super().__init__("bf16")
 
     def add_up(self, term: Callable[[int], Tensor], depth: int, total: Tensor) -> Tensor:
         """The sum of `depth` products, of which term(k) is the one at k, exact in FP32, from `total` = 0 on."""

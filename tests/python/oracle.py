@@ -14,10 +14,6 @@ from onerec_engine.config import CategoricalField, DenseField, OneRecV2Config
 __all__ = ["Oracle"]
 
 
-def e4m3_scale(largest: np.float32) -> float:
-    return float(max(largest / np.float32(448), np.float32(1e-12)))
-
-
 def softmax_terms(scores: Array) -> Array:
     return np.exp(scores - scores.max())
 
@@ -105,9 +101,7 @@ class Oracle:
         name = f"model.layers.{layer}"
         group = layer * self.config.num_context_kv_layers // self.config.num_hidden_layers
         x = self.norm(f"{name}.cross_attn_norm", h)
-        coded = self.numbers.coded_from is not None and len(earlier) >= self.numbers.coded_from
-        attention = self.coded_cross_attention if coded else self.cross_attention
-        h = self.add(h, attention(f"{name}.cross_attn", x, keys[group], values[group], group))
+        h = self.add(h, self.cross_attention(f"{name}.cross_attn", x, keys[group], values[group]))
         h = self.add(h, self.self_attention(f"{name}.self_attn", self.norm(f"{name}.self_attn_norm", h), earlier))
         x = self.norm(f"{name}.mlp_norm", h)
         if self.config.is_moe_layer(layer):
@@ -117,7 +111,7 @@ class Oracle:
     def add(self, h: Array, branch: Array) -> Array:
         return self.numbers.round("residual", h + self.numbers.round("branch", branch))
 
-    def cross_attention(self, name: str, x: Array, keys: Array, values: Array, group: int) -> Array:
+    def cross_attention(self, name: str, x: Array, keys: Array, values: Array) -> Array:
         c = self.config
         q = self.query(name, x)
         out = np.zeros((c.num_attention_heads, c.head_dim))
@@ -129,29 +123,6 @@ class Oracle:
             total = self.numbers.round("denominator", p).sum()
             out[head] = self.numbers.round("cross_p", p) @ values[:, of] / total
         return self.linear(f"{name}.o_proj", out.ravel(), point="attended")
-
-    def coded_cross_attention(self, name: str, x: Array, keys: Array, values: Array, group: int) -> Array:
-        """Both products of E4M3 codes."""
-        c, code = self.config, self.numbers.code
-        q = self.query(name, x)
-        k_scale, v_scale = self.context_scale("k", group), self.context_scale("v", group)
-        out = np.zeros((c.num_attention_heads, c.head_dim))
-        for head in range(c.num_attention_heads):
-            of = head * c.num_context_kv_heads // c.num_attention_heads
-            if len(keys) == 0:
-                continue
-            q_scale = e4m3_scale(np.float32(np.abs(q[head]).max()))
-            products = code("coded_k", keys[:, of], k_scale) @ code("coded_q", q[head], q_scale)
-            p = softmax_terms(c.attention_scale * q_scale * k_scale * products)
-            numerators = code("coded_p", p, 1 / 256)
-            out[head] = v_scale / 256 * (numerators @ code("coded_v", values[:, of], v_scale)) / p.sum()
-        return self.linear(f"{name}.o_proj", out.ravel(), point="attended")
-
-    def context_scale(self, which: str, group: int) -> float:
-        """Of a bound of the norm's output: |x * rstd| is at most the root of the width."""
-        c = self.config
-        gamma = self.weights[f"context.{which if c.context_kv_split == 2 else 'k'}_norms.{group}.weight"]
-        return e4m3_scale(np.sqrt(np.float32(c.d_context_kv)) * np.float32(np.abs(gamma).max()))
 
     def self_attention(self, name: str, x: Array, earlier: list[tuple[Array, Array]]) -> Array:
         c = self.config

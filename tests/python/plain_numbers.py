@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 __all__ = [
     "BF16_POINTS",
-    "CODED_POINTS",
     "EXTRA_POINTS",
     "ROUNDED_POINTS",
     "Numbers",
@@ -49,9 +48,6 @@ EXTRA_POINTS = ("vector", "branch", "scores", "self_p", "denominator", "router_l
 """Where somebody may think that a rounding belongs; there is none."""
 
 BF16_POINTS = ("block_weight", "block_input", "hidden")
-
-CODED_POINTS = ("coded_q", "coded_k", "coded_v", "coded_p")
-"""E4M3 in a cross-attention to codes of the context, where `ROUNDED_POINTS` has cross_p."""
 BLOCK = 128
 
 
@@ -89,38 +85,23 @@ def quantized(x: npt.NDArray[np.float32], axis: int | tuple[int, ...]) -> tuple[
 class Numbers:
     """A column of the table in docs/numerics.md: which values are rounded, and how block linears multiply."""
 
-    def __init__(
-        self,
-        precision: Precision,
-        *,
-        experts: str = "block",
-        coded_from: int | None = None,
-        flipped: Collection[str] = (),
-    ) -> None:
+    def __init__(self, precision: Precision, *, experts: str = "block", flipped: Collection[str] = ()) -> None:
         """Makes the column `precision`.
 
         Args:
             precision: ``exact`` rounds nothing.
             experts: ``block`` or ``channel``, scheme of the routed experts in ``fp8``.
-            coded_from: the step from which on the context is read as codes.
             flipped: points at which to round where the table does not, and not to round where it does.
         """
         self.fp8 = precision == "fp8"
         self.experts = experts
-        self.coded_from = coded_from
         points = {"exact": (), "fp8": ROUNDED_POINTS, "bf16": (*ROUNDED_POINTS, *BF16_POINTS)}[precision]
-        self.rounded = frozenset((*points, *CODED_POINTS)) ^ frozenset(flipped)
+        self.rounded = frozenset(points) ^ frozenset(flipped)
         self._weights: dict[str, tuple[Array, Array]] = {}
 
     def round(self, point: str, x: Array) -> Array:
         """`x` as it is stored at a point."""
         return round_bf16(x) if point in self.rounded else x
-
-    def code(self, point: str, x: Array, scale: float) -> Array:
-        """What the codes of `x` stand for, without the scale, where a point has them."""
-        if point not in self.rounded:
-            return x / scale
-        return dequantized(e4m3(x.astype(np.float32) * (np.float32(1) / np.float32(scale))))
 
     def block_linear(
         self, name: str, weight: Array, x: Array, *, point: str = "block_input", expert: bool = False

@@ -109,13 +109,7 @@ def test_evaluate_writes_the_figures(run: Command, checkpoint: Path, data: Path,
 
 
 @pytest.mark.parametrize(
-    "extra",
-    [
-        ["--quantization", "fp8"],
-        ["--quantization", "fp8_channel"],
-        ["--precision", "bf16"],
-        ["--precision", "bf16", "--kv-cache-dtype", "fp8"],
-    ],
+    "extra", [["--quantization", "fp8"], ["--quantization", "fp8_channel"], ["--precision", "bf16"]]
 )
 def test_evaluate_a_sample_in_every_precision(run: Command, checkpoint: Path, data: Path, extra: list[str]) -> None:
     options = ["--users", 9, "--split", "valid", "--beam-width", "8,16,16", "--json", "-", *extra]
@@ -124,7 +118,6 @@ def test_evaluate_a_sample_in_every_precision(run: Command, checkpoint: Path, da
     figures = json.loads(answer.out)
     assert figures["users"] == 9
     assert figures["split"] == "valid"
-    assert figures["kv_cache_dtype"] == ("fp8" if "--kv-cache-dtype" in extra else "auto")
 
 
 def test_evaluate_with_data_that_cannot_be_read(run: Command, checkpoint: Path, tmp_path: Path) -> None:
@@ -166,22 +159,6 @@ def test_inspect_lists_and_measures(run: Command, checkpoint: Path, data: Path, 
     assert any("self_attn" in s["name"] for s in inputs)
     assert all(0 < s["absp99"] <= s["absmax"] for s in inputs)
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_inspect_shows_what_codes_of_the_context_take(run: Command, checkpoint: Path) -> None:
-    sizes = []
-    for kv_cache_dtype in ("auto", "fp8"):
-        options = ["--no-statistics", "--precision", "bf16", "--kv-cache-dtype", kv_cache_dtype]
-        answer = run("inspect", "--checkpoint", checkpoint, *options, "--json", "-")
-        assert answer.code == 0, answer.err
-        report = json.loads(answer.out)
-        assert report["kv_cache_dtype"] == kv_cache_dtype
-        sizes.append(report["memory_plan"]["context_kv"])
-    assert sizes[0] < sizes[1]
-    options = ["--no-statistics", "--quantization", "fp8", "--kv-cache-dtype", "fp8"]
-    assert "memory plan, fp8, fp8 context" in run("inspect", "--checkpoint", checkpoint, *options).out
-    options = ["--no-statistics", "--precision", "fp32", "--kv-cache-dtype", "fp8"]
-    run("inspect", "--checkpoint", checkpoint, *options).failed(2, "kv_cache_dtype 'fp8' with precision 'fp32'")
 
 
 def test_inspect_on_stdout_is_json_alone(run: Command, checkpoint: Path) -> None:

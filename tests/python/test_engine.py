@@ -114,28 +114,6 @@ def test_other_precisions(quantization: str | None, precision: str | None, tmp_p
         assert difference.max() < 2
 
 
-@pytest.mark.parametrize("arguments", [{"precision": "bf16"}, {"quantization": "fp8"}])
-def test_fp8_keys_and_values_of_the_context(arguments: dict[str, str], tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, tiny_config(**MOE), items=60)
-    with (
-        Engine.from_checkpoint(path, threads=1, device="cpu", **arguments) as plain,
-        Engine.from_checkpoint(path, threads=1, device="cpu", kv_cache_dtype="fp8", **arguments) as engine,
-    ):
-        assert (plain.kv_cache_dtype, engine.kv_cache_dtype) == ("auto", "fp8")
-        assert "kv_cache_dtype fp8" in repr(engine)
-        assert "kv_cache_dtype" not in repr(plain)
-        batch = requests(plain, 3)
-        semantic_ids = [plain.catalogue.semantic_ids] * 3
-        ours, exact = engine.score(batch, semantic_ids), plain.score(batch, semantic_ids)
-        difference = np.abs(np.concatenate(ours) - np.concatenate(exact))
-        assert 0 < difference.mean() < 0.3
-        assert difference.max() < 2
-        more = {name: size - plain.memory_plan()[name] for name, size in engine.memory_plan().items()}
-        assert more["context_kv"] > 0
-        assert more["weights"] == more["self_kv"] == 0
-        agree(engine.generate(batch[:1], beam_width=60, num_results=20)[0], ranking(engine, batch[0]))
-
-
 # --- several items per semantic id ---
 
 

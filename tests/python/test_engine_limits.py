@@ -89,10 +89,6 @@ def test_max_context(engine: Engine, checkpoint: Path) -> None:
         ({"max_rows": 10}, "max_rows 10, want at least"),
         ({"memory_limit": 0}, "memory_limit 0"),
         ({"device": "tpu"}, "device 'tpu'"),
-        ({"kv_cache_dtype": "int8"}, r"kv_cache_dtype 'int8', want one of \['auto', 'fp8'\]"),
-        ({"kv_cache_dtype": None}, "kv_cache_dtype None"),
-        ({"kv_cache_dtype": "fp8", "device": "cpu"}, "kv_cache_dtype 'fp8' with precision 'fp32', want 'bf16'"),
-        ({"kv_cache_dtype": "fp8", "precision": "fp32"}, "Say precision='bf16' or quantization='fp8'"),
     ],
 )
 def test_argument_errors(checkpoint: Path, arguments: dict[str, Any], message: str) -> None:

@@ -226,29 +226,6 @@ def test_router_ties_go_to_the_smaller_index():
     torch.testing.assert_close(weights, torch.full((4, 2), 0.5))
 
 
-def test_one_pass_reads_no_codes_in_the_row_of_bos():
-    """Its first level has the logits of a context in 16 bits, to the bit; the others have those of decode steps."""
-    case = Case(NAMED["kv_per_layer"], lengths=[4, 0, 9, 7], tuples=1)
-    tuples = torch.from_numpy(case.tuples[:, 0])
-    with torch.inference_mode():
-        plain, coded = (
-            case.model(case.context, tuples, Emulated("bf16", kv_cache=kv_cache)) for kv_cache in ("auto", "fp8")
-        )
-    assert torch.equal(coded[0], plain[0])
-    stepwise = case.reference(Emulated("bf16", kv_cache="fp8"))[:, 0]
-    for t, logits in enumerate(coded):
-        one_pass = logits.log_softmax(-1).gather(1, tuples[:, t, None])[:, 0].numpy()
-        assert (np.abs(one_pass - stepwise[:, t]) <= 1e-5).mean() >= 0.5
-        if t:
-            changed = (plain[t] != coded[t]).any(1).tolist()
-            assert changed == [True, False, True, True]
-
-
-def test_codes_of_the_context_need_16_bits():
-    with pytest.raises(ValueError, match="got kv_cache 'fp8' with 'fp32'"):
-        Emulated("fp32", kv_cache="fp8")
-
-
 @pytest.mark.parametrize("name", ["plain", "moe", "everything"])
 def test_nothing_to_compute(name: str):
     """A batch without requests, and requests without context tokens."""
@@ -256,7 +233,7 @@ def test_nothing_to_compute(name: str):
     np.testing.assert_allclose(case.reference(), case.plain(), atol=1e-5, rtol=0)
     case.tokens, case.tuples = [], case.tuples[:0]
     trie = Trie.build(case.items.ids, case.items.codes)
-    for ops in (None, Emulated("fp32"), Emulated("fp8"), Emulated("fp8", kv_cache="fp8")):
+    for ops in (None, Emulated("fp32"), Emulated("fp8")):
         assert case.reference(ops).shape == case.tuples.shape
         found = beam_search(case.model, case.context, beam_width=4, trie=trie, ops=ops)
         assert found.codes.shape == (0, 4, case.config.levels)

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from model_case import Case  # noqa: E402
 from model_grid import BIASES, MOE, NAMED, TAGGED, USER, grid, small_config  # noqa: E402
-from plain_numbers import BF16_POINTS, CODED_POINTS, EXTRA_POINTS, ROUNDED_POINTS, Numbers  # noqa: E402
+from plain_numbers import BF16_POINTS, EXTRA_POINTS, ROUNDED_POINTS, Numbers  # noqa: E402
 
 from onerec_engine.config import OneRecV2Config  # noqa: E402
 from onerec_engine.reference import Emulated  # noqa: E402
@@ -51,14 +51,6 @@ def test_emulation_rounds_where_the_documentation_says(name: str, precision: str
     assert equal_share(difference) >= 0.6
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
-@pytest.mark.parametrize("name", [*NAMED, "drawn_1", "drawn_9", "drawn_16", "drawn_17"])
-def test_emulation_codes_the_context_where_the_documentation_says(name: str, precision: str):
-    case = Case(GRID[name], lengths=[3, 0, 12], tuples=2)
-    got = case.reference(Emulated(precision, kv_cache="fp8"))
-    assert equal_share(got - case.plain(Numbers(precision, coded_from=1))) >= 0.6
-
-
 def full_config() -> OneRecV2Config:
     """Every optional part at once, so that every rounding point is there."""
     return small_config(
@@ -87,24 +79,3 @@ def test_each_rounding_point_shows(emulated, point: str):
     """With one point more or less the agreement is gone: the test above would see it."""
     precision, case, scores = emulated
     assert equal_share(scores - case.plain(Numbers(precision, flipped=[point]))) <= 0.5
-
-
-@pytest.fixture(scope="module", params=["bf16", "fp8"])
-def coded(request: pytest.FixtureRequest):
-    case = Case(full_config(), lengths=[4, 7], tuples=2)
-    scores = case.reference(Emulated(request.param, kv_cache="fp8"))
-    assert equal_share(scores - case.plain(Numbers(request.param, coded_from=1))) >= 0.7
-    return request.param, case, scores
-
-
-@pytest.mark.parametrize("point", CODED_POINTS)
-def test_each_code_of_the_context_shows(coded, point: str):
-    precision, case, scores = coded
-    assert equal_share(scores - case.plain(Numbers(precision, coded_from=1, flipped=[point]))) <= 0.5
-
-
-def test_the_first_step_reads_no_codes(coded):
-    precision, case, scores = coded
-    assert equal_share((scores - case.plain(Numbers(precision, coded_from=0)))[..., 0]) <= 0.5
-    assert equal_share((scores - case.plain(Numbers(precision)))[..., 0]) >= 0.7
-    assert equal_share((scores - case.plain(Numbers(precision)))[..., 1:]) <= 0.5

@@ -86,12 +86,6 @@ void f32_to_e4m3(const float* from, float inverse, std::uint8_t* to, std::int64_
 }
 
 ONEREC_MULTIVERSION
-void round_to_e4m3(float* values, float factor, std::int64_t count) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) values[i] = value_of(code_of(values[i] * factor));
-}
-
-ONEREC_MULTIVERSION
 float largest_magnitude(const float* values, std::int64_t count) {
   // As integers, magnitudes order like their values with NaN on top, and an integer maximum is a reduction that
   // vectorises.

@@ -21,9 +21,6 @@ void e4m3_to_f32(const std::uint8_t* from, float scale, float* to, std::int64_t 
 // to[i] = e4m3(from[i] * inverse); the same codes as to_e4m3.
 void f32_to_e4m3(const float* from, float inverse, std::uint8_t* to, std::int64_t count);
 
-// values[i] = the value of e4m3(values[i] * factor)
-void round_to_e4m3(float* values, float factor, std::int64_t count);
-
 // The largest |value| of `count` values, 0 if there are none; NaN if one is.
 float largest_magnitude(const float* values, std::int64_t count);
 

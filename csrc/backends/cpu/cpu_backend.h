@@ -21,8 +21,6 @@ class CpuBackend : public Backend {
   void rms_norm(Stream& stream, const RmsNormParams& params) override;
   void quantize(Stream& stream, const QuantizeParams& params) override;
   void swiglu(Stream& stream, const SwigluParams& params) override;
-  void check_context_codes(std::int64_t, std::int64_t, std::int64_t) const override {}  // any heads
-  void quantize_context(Stream& stream, const QuantizeContextParams& params) override;
   std::size_t cross_attention_workspace(const CrossAttentionParams& params) const override;
   void cross_attention(Stream& stream, const CrossAttentionParams& params, Workspace workspace) override;
   void self_attention(Stream& stream, const SelfAttentionParams& params) override;

@@ -1,6 +1,6 @@
 // A task is one tile of the queries that share a context: some rows of a request times the heads of one group. Its
 // scores against the whole context stay in cache between the two products, so the softmax needs no running maximum,
-// which would round p differently. Codes are multiplied as the values that they stand for, which FP32 holds exactly.
+// which would round p differently.
 
 #include "ops/cross_attention.h"
 
@@ -31,28 +31,20 @@ constexpr std::int64_t kProductsPerThread = 200'000;
 // to few sets of the first-level cache.
 constexpr std::int64_t kQueriesWorthCopying = 16;
 
-// Numerators as they are coded: the largest is 1, and 2^8 the largest power of two that E4M3 holds.
-constexpr float kNumeratorScale = 256.0f;
-
-ONEREC_MULTIVERSION void divide_f32(const float* sums, float factor, float divisor, std::int64_t count, float* out) {
-  for (std::int64_t i = 0; i < count; ++i) out[i] = factor * sums[i] / divisor;
+ONEREC_MULTIVERSION void divide_f32(const float* sums, float divisor, std::int64_t count, float* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = sums[i] / divisor;
 }
 
-ONEREC_MULTIVERSION void divide_bf16(const float* sums, float factor, float divisor, std::int64_t count,
-                                     BFloat16* out) {
-  for (std::int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(factor * sums[i] / divisor);
+ONEREC_MULTIVERSION void divide_bf16(const float* sums, float divisor, std::int64_t count, BFloat16* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = to_bfloat16(sums[i] / divisor);
 }
 
-void divide_row(DType dtype, const float* sums, float factor, float divisor, std::int64_t count, void* out) {
+void divide_row(DType dtype, const float* sums, float divisor, std::int64_t count, void* out) {
   if (dtype == DType::kF32) {
-    divide_f32(sums, factor, divisor, count, static_cast<float*>(out));
+    divide_f32(sums, divisor, count, static_cast<float*>(out));
   } else {
-    divide_bf16(sums, factor, divisor, count, static_cast<BFloat16*>(out));
+    divide_bf16(sums, divisor, count, static_cast<BFloat16*>(out));
   }
-}
-
-ONEREC_MULTIVERSION void multiply_row(float* row, float factor, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) row[i] *= factor;
 }
 
 struct Scratch {
@@ -66,7 +58,6 @@ struct Scratch {
   float* scores;           // [tile, padded tokens]
   float* sums;             // [tile, head_cols]
   float* totals;           // [tile]: the denominators
-  float* scales;           // [tile]: of the codes of a query
 
   Scratch(Arena& arena, const CrossAttentionParams& p, int threads) : head_cols(pad_columns(p.head_dim)) {
     const std::int64_t group_queries = std::max<std::int64_t>(p.max_request_rows * (p.heads / p.kv_heads), 1);
@@ -84,7 +75,6 @@ struct Scratch {
     scores = arena.allocate_array<float>(tile * tokens);
     sums = arena.allocate_array<float>(tile * head_cols);
     totals = arena.allocate_array<float>(tile);
-    scales = arena.allocate_array<float>(p.coded() ? tile : 0);
     floats = static_cast<std::int64_t>((arena.used() - begin) / sizeof(float));
     arena.allocate_array<float>(floats * (threads - 1));
   }
@@ -96,8 +86,7 @@ struct Scratch {
 
   Scratch of_thread(int thread) const {
     Scratch mine = *this;
-    for (float** part :
-         {&mine.panels, &mine.context, &mine.queries, &mine.scores, &mine.sums, &mine.totals, &mine.scales}) {
+    for (float** part : {&mine.panels, &mine.context, &mine.queries, &mine.scores, &mine.sums, &mine.totals}) {
       *part += thread * floats;
     }
     return mine;
@@ -128,7 +117,6 @@ class Context {
     copies_ = Scratch::is_converted(p_) || queries >= kQueriesWorthCopying;
     const std::int64_t first = p_.context_offsets[b];
     const std::int64_t tokens = p_.context_offsets[b + 1] - first;
-    if (p_.coded()) return load_codes(value_begin(first, b), first, tokens);
     read(p_.k, first, tokens);
     block_kernels().transpose(values_, stride_, tokens, p_.head_dim, scratch_.panels);
     if (p_.v.data != p_.k.data || p_.v.stride != p_.k.stride) read(p_.v, first, tokens);
@@ -152,29 +140,6 @@ class Context {
     stride_ = scratch_.head_cols;
   }
 
-  void load_codes(std::int64_t column, std::int64_t first, std::int64_t tokens) {
-    values_ = scratch_.context;
-    stride_ = scratch_.head_cols;
-    const std::int64_t begin = group_ * p_.head_dim;
-    for (std::int64_t n = 0; n < tokens; ++n) {
-      e4m3_to_f32(p_.codes.keys.row<std::uint8_t>(first + n) + begin, scratch_.context + n * stride_, p_.head_dim);
-    }
-    block_kernels().transpose(values_, stride_, tokens, p_.head_dim, scratch_.panels);
-
-    for (std::int64_t n = 0; n < tokens; n += kTokenGroup) {
-      float* rows = scratch_.context + n * stride_;
-      const std::int64_t live = std::min(kTokenGroup, tokens - n);
-      for (std::int64_t d = 0; d < p_.head_dim; ++d) {
-        float values[kTokenGroup];
-        e4m3_to_f32(p_.codes.values.row<std::uint8_t>(begin + d) + column + n, values, kTokenGroup);
-        for (std::int64_t r = 0; r < live; ++r) rows[r * stride_ + d] = values[token_place(r)];
-      }
-      for (std::int64_t r = 0; r < live; ++r) {
-        std::fill(rows + r * stride_ + p_.head_dim, rows + (r + 1) * stride_, 0.0f);
-      }
-    }
-  }
-
   const CrossAttentionParams& p_;
   const Scratch& scratch_;
   std::int64_t request_ = -1;
@@ -192,28 +157,6 @@ std::size_t query_offset(const CrossAttentionParams& p, const ConstMatrix& m, st
   return static_cast<std::size_t>(element) * size_of(m.dtype);
 }
 
-// The values of `queries` queries, which lie in scratch, become those of their codes.
-void code_queries(const CrossAttentionParams& p, const Scratch& scratch, std::int64_t queries) {
-  for (std::int64_t i = 0; i < queries; ++i) {
-    float* query = scratch.queries + i * p.head_dim;
-    scratch.scales[i] = e4m3_scale(largest_magnitude(query, p.head_dim));
-    round_to_e4m3(query, 1.0f / scratch.scales[i], p.head_dim);
-  }
-}
-
-// Scores of `queries` queries into numerators and totals.
-void take_softmax(const CrossAttentionParams& p, const Scratch& scratch, std::int64_t queries, std::int64_t width,
-                  std::int64_t tokens) {
-  const BlockKernels& kernels = block_kernels();
-  const auto softmax = p.coded() || p.q.dtype == DType::kF32 ? kernels.softmax_f32 : kernels.softmax_bf16;
-  for (std::int64_t i = 0; i < queries; ++i) {
-    float* row = scratch.scores + i * width;
-    if (p.coded()) multiply_row(row, p.scale * scratch.scales[i] * p.codes.key_scale, tokens);
-    scratch.totals[i] = softmax(row, tokens);
-    if (p.coded()) round_to_e4m3(row, kNumeratorScale, tokens);
-  }
-}
-
 // sums and totals of `queries` queries, whose FP32 values lie in scratch.
 void attend(const CrossAttentionParams& p, const Scratch& scratch, const Context& context, std::int64_t queries,
             std::int64_t tokens) {
@@ -229,9 +172,10 @@ void attend(const CrossAttentionParams& p, const Scratch& scratch, const Context
                       .rows = queries,
                       .cols = std::min(kPanel, width - n),
                       .inner = p.head_dim},
-                     p.coded() ? 1.0f : p.scale);
+                     p.scale);
   }
-  take_softmax(p, scratch, queries, width, tokens);
+  const auto softmax = p.q.dtype == DType::kF32 ? kernels.softmax_f32 : kernels.softmax_bf16;
+  for (std::int64_t i = 0; i < queries; ++i) scratch.totals[i] = softmax(scratch.scores + i * width, tokens);
 
   std::fill_n(scratch.sums, queries * scratch.head_cols, 0.0f);
   for (std::int64_t n = 0; n < tokens; n += kTokenChunk) {
@@ -271,12 +215,10 @@ void run_tile(const CrossAttentionParams& p, const Scratch& scratch, Context& co
     to_f32_row(p.q.dtype, q + query_offset(p, p.q, first_row, group, begin + i), p.head_dim,
                scratch.queries + i * p.head_dim);
   }
-  if (p.coded()) code_queries(p, scratch, queries);
   context.load(b, group, queries);
   attend(p, scratch, context, queries, tokens);
-  const float factor = p.coded() ? p.codes.value_scale / kNumeratorScale : 1.0f;
   for (std::int64_t i = 0; i < queries; ++i) {
-    divide_row(p.out.dtype, scratch.sums + i * scratch.head_cols, factor, scratch.totals[i], p.head_dim,
+    divide_row(p.out.dtype, scratch.sums + i * scratch.head_cols, scratch.totals[i], p.head_dim,
                out + query_offset(p, p.out, first_row, group, begin + i));
   }
 }

@@ -1,5 +1,5 @@
 // BF16 heads of 64 or 128 columns go to a kernel of their own where requests have one row, else, at most 64 to a group,
-// to the tensor cores; everything else goes to the plain kernel. Codes of the context are for the tensor cores alone.
+// to the tensor cores; everything else goes to the plain kernel.
 #include "ops/cross_attention.h"
 
 #include <algorithm>
@@ -51,8 +51,8 @@ void launch_plain(Stream& stream, const CrossAttentionParams& p) {
 // Depends on capacities only.
 FlashPlan plan_flash(const CrossAttentionParams& p, const DeviceLimits& limits, Arena& arena) {
   const int warpgroup_rows = kernels::rows_of_warpgroup(static_cast<int>(p.heads / p.kv_heads));
-  const std::int64_t tiles =
-      blocks_for(p.max_request_tokens, p.coded() ? kernels::kCodedTileTokens : kernels::kUsualTileTokens);
+  // The size of tiles depends on addresses, which are not known yet.
+  const std::int64_t tiles = blocks_for(p.max_request_tokens, kernels::kUsualTileTokens);
   const std::int64_t halves = blocks_for(p.max_request_rows, warpgroup_rows) * p.batch * p.kv_heads;
   const int tile_rows = kernels::choose_warpgroups(halves, tiles, limits.multiprocessors) * warpgroup_rows;
   const std::int64_t row_tiles = blocks_for(p.max_request_rows, tile_rows);
@@ -72,28 +72,19 @@ FlashPlan plan_flash(const CrossAttentionParams& p, const DeviceLimits& limits, 
 
 enum class Kernel { kOneRow, kFlash, kPlain };
 
-bool is_flash_head(std::int64_t head_dim) { return head_dim == 64 || head_dim == 128; }
-
 // For params whose rows all start at multiples of 16 bytes. Looks at nothing that differs between measuring and
 // running.
 Kernel kernel_of_shape(const CrossAttentionParams& p, const DeviceLimits& limits) {
-  if (!p.coded() && is_one_row_shape(p)) return Kernel::kOneRow;
-  const bool flash = limits.tensor_cores && p.q.dtype == DType::kBF16 && is_flash_head(p.head_dim) &&
+  if (is_one_row_shape(p)) return Kernel::kOneRow;
+  const bool flash = limits.tensor_cores && p.q.dtype == DType::kBF16 && (p.head_dim == 64 || p.head_dim == 128) &&
                      p.heads / p.kv_heads <= kernels::kWarpgroupRows && p.scale > 0.0f && p.tokens_capacity > 0;
   return flash ? Kernel::kFlash : Kernel::kPlain;
 }
 
 Kernel kernel_of(const CrossAttentionParams& p, const DeviceLimits& limits) {
-  const bool context_at_vectors = p.coded() ? rows_at_vectors(p.codes.keys) && rows_at_vectors(p.codes.values)
-                                               : rows_at_vectors(p.k) && rows_at_vectors(p.v);
-  const bool at_vectors = rows_at_vectors(p.q) && context_at_vectors && rows_at_vectors(p.out);
-  const Kernel kernel = at_vectors ? kernel_of_shape(p, limits) : Kernel::kPlain;
-  require(kernel == Kernel::kFlash || !p.coded() || p.tokens_capacity == 0,
-          "[cross_attention] got codes of a context with ", p.heads, " heads of ", p.head_dim, ", ", p.kv_heads,
-          " kv_heads and scale ", p.scale,
-          ", want what tensor cores can multiply: heads of 64 or 128, at most 64 of them to a kv_head, a positive scale, "
-          "and rows at multiples of 16 bytes. Pass k and v.");
-  return kernel;
+  const bool at_vectors =
+      rows_at_vectors(p.q) && rows_at_vectors(p.k) && rows_at_vectors(p.v) && rows_at_vectors(p.out);
+  return at_vectors ? kernel_of_shape(p, limits) : Kernel::kPlain;
 }
 
 // Whether the kernel that adds up splits can make them.
@@ -104,14 +95,6 @@ bool combines_codes(const CrossAttentionParams& p) {
 }
 
 }  // namespace
-
-void CudaBackend::check_context_codes(std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim) const {
-  require(limits_.tensor_cores && is_flash_head(head_dim) && heads / kv_heads <= kernels::kWarpgroupRows,
-          "[context_codes] got ", heads, " heads of ", head_dim, " over ", kv_heads, " kv_heads on a GPU with",
-          limits_.tensor_cores ? "" : "out", " Hopper's tensor cores, want heads of 64 or 128, at most ",
-          kernels::kWarpgroupRows,
-          " of them to a kv_head, and such tensor cores. Open the model with kv_cache_dtype='auto'.");
-}
 
 bool CudaBackend::fuses_cross_attention_codes(const CrossAttentionParams& params) const {
   Arena arena;

@@ -38,8 +38,6 @@ class CudaBackend final : public Backend {
   void rms_norm(Stream& stream, const RmsNormParams& params) override;
   void quantize(Stream& stream, const QuantizeParams& params) override;
   void swiglu(Stream& stream, const SwigluParams& params) override;
-  void check_context_codes(std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim) const override;
-  void quantize_context(Stream& stream, const QuantizeContextParams& params) override;
   bool fuses_cross_attention_codes(const CrossAttentionParams& params) const override;
   std::size_t cross_attention_workspace(const CrossAttentionParams& params) const override;
   void cross_attention(Stream& stream, const CrossAttentionParams& params, Workspace workspace) override;

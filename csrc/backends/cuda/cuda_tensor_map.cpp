@@ -50,14 +50,10 @@ CUtensorMap encode_tensor_map(const char* op, const TensorBoxes& boxes) {
   }
   const CUtensorMapDataType type =
       boxes.dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8;
-  const std::int64_t width = boxes.box[0] * bytes;
-  const CUtensorMapSwizzle swizzle = width == 32   ? CU_TENSOR_MAP_SWIZZLE_32B
-                                     : width == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                                   : CU_TENSOR_MAP_SWIZZLE_128B;
   CUtensorMap map{};
   const CUresult status =
       encode(&map, type, static_cast<cuuint32_t>(boxes.dimensions), const_cast<void*>(boxes.data), extents, strides,
-             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw DeviceError(concat("[", op, "] got CUDA driver error ", static_cast<int>(status), " for a tensor map of ",

@@ -12,7 +12,7 @@ namespace onerec::cuda {
 inline constexpr int kMostTensorDimensions = 5;
 
 // Dimensions from the innermost one on, which is contiguous: strides[i], in elements, is that of dimension i + 1.
-// Addresses and strides are multiples of 16 bytes. A box is 32, 64 or 128 bytes wide, its other sides at most 256.
+// Addresses and strides are multiples of 16 bytes. A box is 128 bytes wide, its other sides at most 256.
 struct TensorBoxes {
   const void* data = nullptr;
   DType dtype = DType::kBF16;
@@ -22,8 +22,8 @@ struct TensorBoxes {
   std::int64_t box[kMostTensorDimensions] = {};
 };
 
-// A box lies in shared memory as rows of its width, whose 16-byte chunks are permuted by the swizzle of that many bytes;
-// zeros outside of the tensor. `op` names the caller in errors. Throws DeviceError.
+// A box lies in shared memory as rows of 128 bytes, whose 16-byte chunks are permuted by the 128-byte swizzle; zeros
+// outside of the tensor. `op` names the caller in errors. Throws DeviceError.
 CUtensorMap encode_tensor_map(const char* op, const TensorBoxes& boxes);
 
 }  // namespace onerec::cuda

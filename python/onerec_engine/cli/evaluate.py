@@ -62,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
         "beam_width": args.beam_width,
         "precision": precision,
         "quantization": args.quantization,
-        "kv_cache_dtype": args.kv_cache_dtype,
         "checkpoint": str(options.checkpoint_path(args)),
     }
     rows = [(f"recall@{k}", f"{result[f'recall@{k}']:.4f}", f"ndcg@{k}", f"{result[f'ndcg@{k}']:.4f}") for k in CUTOFFS]

@@ -79,14 +79,8 @@ def _load(args: argparse.Namespace, report: dict[str, Any]) -> list[Spread]:
         if args.data is not None:
             split = options.load_interactions(args.data).split("test")
             inputs = input_spreads(engine, split, args.users, args.beam_width)
-        report |= {
-            "precision": engine.precision,
-            "kv_cache_dtype": engine.kv_cache_dtype,
-            "memory_plan": plan,
-            "memory_plan_for": limits,
-        }
-    context = "" if report["kv_cache_dtype"] == "auto" else f", {report['kv_cache_dtype']} context"
-    title = f"memory plan, {report['precision']}{context}, {args.batch_size} requests of beam width {args.beam_width}"
+        report |= {"precision": engine.precision, "memory_plan": plan, "memory_plan_for": limits}
+    title = f"memory plan, {report['precision']}, {args.batch_size} requests of beam width {args.beam_width}"
     rows = [(name.replace("_", " "), byte_text(size)) for name, size in plan.items()]
     rows.append(("total", byte_text(sum(plan.values()))))
     say(f"\n{table([title, 'size'], rows, '<>')}", args.json)

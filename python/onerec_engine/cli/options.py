@@ -33,7 +33,6 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16", "quantization": None},
     "fp8": {"precision": None, "quantization": "fp8"},
     "fp8_channel": {"precision": None, "quantization": "fp8_channel"},
-    "fp8_context": {"precision": None, "quantization": "fp8", "kv_cache_dtype": "fp8"},
 }
 """Names of a precision on the command line -> arguments of `Engine.from_checkpoint`."""
 
@@ -80,7 +79,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--quantization``, ``--precision`` and ``--kv-cache-dtype``."""
+    """Adds ``--quantization`` and ``--precision``."""
     parser.add_argument(
         "--quantization",
         choices=("none", "fp8", "fp8_channel"),
@@ -88,12 +87,6 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         help="fp8: the paper's scheme; fp8_channel: routed experts per channel and per token as well (default: none)",
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of weights and activations without quantisation")
-    parser.add_argument(
-        "--kv-cache-dtype",
-        choices=("auto", "fp8"),
-        default="auto",
-        help="of the context's keys and values: auto is the activations', fp8 not for fp32 (default: auto)",
-    )
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -138,11 +131,7 @@ def open_engine(args: argparse.Namespace, *, precision: str | None = None, **lim
         chosen = PRECISIONS[precision]
     else:
         quantization = None if args.quantization == "none" else args.quantization
-        chosen = {
-            "precision": args.precision,
-            "quantization": quantization,
-            "kv_cache_dtype": args.kv_cache_dtype,
-        }
+        chosen = {"precision": args.precision, "quantization": quantization}
     path = checkpoint_path(args)
     with waiting(f"loading {path}"):
         return Engine.from_checkpoint(path, device=args.device, threads=args.threads, **chosen, **limits)

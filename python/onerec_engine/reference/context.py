@@ -133,6 +133,4 @@ class ContextProcessor(nn.Module):
 
         keys = tuple(padded(j * split, norm) for j, norm in enumerate(self.k_norms))
         values = keys if split == 1 else tuple(padded(2 * j + 1, norm) for j, norm in enumerate(self.v_norms))
-        value_norms = self.k_norms if split == 1 else self.v_norms
-        gammas = tuple((k.weight, v.weight) for k, v in zip(self.k_norms, value_norms, strict=True))
-        return ContextKV(keys, values, gammas, mask, present)
+        return ContextKV(keys, values, mask, present)

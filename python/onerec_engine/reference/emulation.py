@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -17,14 +16,9 @@ from onerec_engine.reference.quantize import (
     quantize_row_blocks,
     quantize_rows,
     round_bf16,
-    scale_of_largest,
-    to_e4m3,
 )
 
 __all__ = ["Emulated", "Operand", "OperandTap", "Precision", "Quantized", "Scheme"]
-
-NUMERATOR_SCALE = 256.0
-"""What numerators of a softmax, of which the largest is 1, are multiplied by before they become E4M3."""
 
 Precision = Literal["fp32", "bf16", "fp8"]
 
@@ -65,7 +59,6 @@ class Emulated(Native):
         precision: Precision,
         *,
         experts: Literal["block", "channel"] = "block",
-        kv_cache: Literal["auto", "fp8"] = "auto",
         tap: OperandTap | None = None,
         weights: Mapping[str, Quantized] | None = None,
     ) -> None:
@@ -74,14 +67,10 @@ class Emulated(Native):
         Args:
             precision: which column of the table.
             experts: scheme of the routed experts under ``fp8``.
-            kv_cache: of the context's keys and values behind step 0: as activations, or E4M3 codes; not in ``fp32``.
             tap: sees, and may replace, the left-hand side of every linear.
             weights: pre-quantised weights by checkpoint name, used instead of quantising the model's own.
         """
-        if kv_cache == "fp8" and precision == "fp32":
-            raise ValueError("[emulation] got kv_cache 'fp8' with 'fp32', want 'bf16' or 'fp8'. Choose one of them.")
         self.precision = precision
-        self.kv_cache = kv_cache
         self.experts_scheme = experts
         self.tap = tap
         self._given = dict(weights or {})
@@ -131,40 +120,17 @@ class Emulated(Native):
         """SwiGLU as g / (1 + exp(-g)) * u in FP32."""
         return gate / (1.0 + torch.exp(-gate)) * up
 
-    def cross_attention(self, q: Tensor, kv: ContextKV, group: int, scale: float, first: int) -> Tensor:
-        """The numerator uses p = exp(s - max) as rounded, the denominator p as computed.
-
-        With codes of the context, the rows behind the first attend to them.
-        """
-        if self.kv_cache == "auto":
-            return self._attend(q, kv, group, scale, coded=False)
-        parts = [(q[:, :first], False), (q[:, first:], True)]
-        return torch.cat([self._attend(of, kv, group, scale, coded=coded) for of, coded in parts if of.shape[1]], 1)
-
-    def _attend(self, q: Tensor, kv: ContextKV, group: int, scale: float, *, coded: bool) -> Tensor:
+    def cross_attention(self, q: Tensor, kv: ContextKV, group: int, scale: float) -> Tensor:
+        """The numerator uses p = exp(s - max) as rounded, the denominator p as computed."""
         keys, values = kv.keys[group], kv.values[group]
         batch, rows, heads, width = q.shape
         groups = keys.shape[1]
-        q = q.reshape(batch, rows, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
-        before: Tensor | float = scale
-        behind: Tensor | float = 1.0
-        if coded:
-            key_scale, value_scale = (
-                scale_of_largest(math.sqrt(gamma.numel()) * gamma.detach().float().abs().amax())
-                for gamma in kv.gammas[group]
-            )
-            query_scale = scale_of_largest(q.abs().amax(-1, keepdim=True))
-            q, keys, values = (
-                _rounded_to_e4m3(x * (1.0 / of))
-                for x, of in ((q, query_scale), (keys, key_scale), (values, value_scale))
-            )
-            before, behind = scale * query_scale * key_scale, value_scale / NUMERATOR_SCALE
-        scores = before * (q @ keys.unsqueeze(2).transpose(-1, -2))
+        q = q.view(batch, rows, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
+        scores = scale * (q @ keys.unsqueeze(2).transpose(-1, -2))
         if kv.mask is not None:
             scores = scores.masked_fill(~kv.mask[:, None, None, None, :], -torch.inf)
         p = torch.exp(scores - scores.amax(-1, keepdim=True))
-        numerator = _rounded_to_e4m3(NUMERATOR_SCALE * p) if coded else self.store(p)
-        out = behind * (numerator @ values.unsqueeze(2)) / p.sum(-1, keepdim=True)
+        out = (self.store(p) @ values.unsqueeze(2)) / p.sum(-1, keepdim=True)
         out = out.permute(0, 3, 1, 2, 4).reshape(batch, rows, heads * width)
         return out if kv.present is None else out.masked_fill(~kv.present[:, None, None], 0.0)
 
@@ -233,11 +199,6 @@ class Emulated(Native):
             scale = w_scale[:, kb].repeat_interleave(BLOCK)[: w.shape[0]]
             total += (operand.scales[:, kb, None] * scale) * (a[:, columns] @ w[:, columns].T)
         return total
-
-
-def _rounded_to_e4m3(x: Tensor) -> Tensor:
-    """The values of the codes of `x`."""
-    return dequantize_e4m3(to_e4m3(x))
 
 
 def _members(name: str) -> tuple[str, ...]:

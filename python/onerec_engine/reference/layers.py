@@ -50,13 +50,13 @@ class CrossAttention(nn.Module):
         self.o_proj = nn.Linear(config.d_attention, config.hidden_size, bias=config.attention_bias)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, kv: ContextKV, first: int, ops: Native) -> Tensor:
-        """Normed rows [B, R, d], of which `first` are of step 0 -> the residual branch [B, R, d]."""
+    def forward(self, x: Tensor, kv: ContextKV, ops: Native) -> Tensor:
+        """Normed rows [B, R, d] -> the residual branch [B, R, d]."""
         (projected,) = ops.linear(f"{self.prefix}.q_proj", x, [self.q_proj])
         q = heads(ops.store(projected), self.width)
         if self.q_norm is not None:
             q = ops.store(ops.norm(q, self.q_norm))
-        attended = ops.store(ops.cross_attention(q, kv, self.group, self.scale, first))
+        attended = ops.store(ops.cross_attention(q, kv, self.group, self.scale))
         (out,) = ops.linear(f"{self.prefix}.o_proj", attended, [self.o_proj])
         return out
 
@@ -123,9 +123,7 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, kv: ContextKV, history: StepHistory | None, ops: Native) -> Tensor:
         """Rows [B, R, d] of the residual stream through the block."""
-        # In a causal pass the first row is BOS; the rows of a decode step are all of one step.
-        first = 1 if history is None else (h.shape[1] if ops.step == 0 else 0)
-        h = ops.store(h + self._drop(self.cross_attn(ops.norm(h, self.cross_attn_norm), kv, first, ops)))
+        h = ops.store(h + self._drop(self.cross_attn(ops.norm(h, self.cross_attn_norm), kv, ops)))
         h = ops.store(h + self._drop(self.self_attn(ops.norm(h, self.self_attn_norm), history, ops)))
         return ops.store(h + self._drop(self.mlp(ops.norm(h, self.mlp_norm), ops)))
 

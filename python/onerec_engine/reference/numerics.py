@@ -49,14 +49,12 @@ class ContextKV:
     Attributes:
         keys: per group j < L_kv, [B, G_kv, N, d_head].
         values: the same; the very same tensors with S_kv = 1.
-        gammas: per group, the gains of the norms that made its keys and values, [G_kv * d_head] each.
         mask: bool [B, N], True where a token stands, or None if all do.
         present: bool [B], False for requests without a token, or None if all have one.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    gammas: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor | None
     present: Tensor | None
 
@@ -114,7 +112,7 @@ class Native:
         """silu(gate) * up, not yet stored."""
         return functional.silu(gate) * up
 
-    def cross_attention(self, q: Tensor, kv: ContextKV, group: int, scale: float, first: int) -> Tensor:
+    def cross_attention(self, q: Tensor, kv: ContextKV, group: int, scale: float) -> Tensor:
         """Attention of every row to its request's context tokens.
 
         Args:
@@ -122,7 +120,6 @@ class Native:
             kv: the context.
             group: which of the L_kv key/value groups.
             scale: softmax scale.
-            first: how many of the rows, from the first on, are of step 0.
 
         Returns:
             [B, R, H * d_head]; zero for requests without tokens.

@@ -14,7 +14,6 @@ __all__ = [
     "quantize_row_blocks",
     "quantize_rows",
     "round_bf16",
-    "scale_of_largest",
     "to_e4m3",
 ]
 
@@ -45,8 +44,7 @@ def dequantize_e4m3(codes: Tensor) -> Tensor:
     return codes.contiguous().view(torch.float8_e4m3fn).to(torch.float32)
 
 
-def scale_of_largest(amax: Tensor) -> Tensor:
-    """The scale of groups whose largest magnitudes are `amax`."""
+def _scale(amax: Tensor) -> Tensor:
     return (amax / E4M3_MAX).clamp(min=_MIN_SCALE)
 
 
@@ -65,8 +63,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         uint8 codes [M, K] and float32 scales [M], x ~ e4m3(codes) * scales[:, None].
     """
     if x.shape[1] == 0:
-        return torch.empty_like(x, dtype=torch.uint8), scale_of_largest(x.new_zeros(x.shape[0]))
-    scale = scale_of_largest(_amax(x, 1))
+        return torch.empty_like(x, dtype=torch.uint8), _scale(x.new_zeros(x.shape[0]))
+    scale = _scale(_amax(x, 1))
     return to_e4m3(x * (1.0 / scale)[:, None]), scale
 
 
@@ -82,7 +80,7 @@ def quantize_row_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = x.shape
     padded = functional.pad(x, (0, -columns % BLOCK))
     blocks = padded.view(rows, padded.shape[1] // BLOCK, BLOCK)
-    scale = scale_of_largest(_amax(blocks, 2))
+    scale = _scale(_amax(blocks, 2))
     codes = to_e4m3(blocks * (1.0 / scale)[:, :, None])
     return codes.reshape(padded.shape)[:, :columns].contiguous(), scale
 
@@ -99,6 +97,6 @@ def quantize_block_128x128(w: Tensor) -> tuple[Tensor, Tensor]:
     n, k = w.shape
     padded = functional.pad(w, (0, -k % BLOCK, 0, -n % BLOCK))
     blocks = padded.view(padded.shape[0] // BLOCK, BLOCK, padded.shape[1] // BLOCK, BLOCK)
-    scale = scale_of_largest(_amax(blocks, (1, 3)))
+    scale = _scale(_amax(blocks, (1, 3)))
     codes = to_e4m3(blocks * (1.0 / scale)[:, None, :, None])
     return codes.reshape(padded.shape)[:n, :k].contiguous(), scale

@@ -15,55 +15,12 @@ using kernels::ContextTensors;
 
 constexpr const char* kName = "cross_attention";
 
-ContextTensors context_tensors(const CrossAttentionParams& p) {
-  if (p.coded()) return ContextTensors::kCodes;
-  return p.v.data == p.k.data && p.v.stride == p.k.stride ? ContextTensors::kShared : ContextTensors::kSeparate;
-}
-
 CUtensorMap context_map(const ConstMatrix& matrix, std::int64_t tokens, int tile_tokens) {
   return encode_tensor_map(kName, {.data = matrix.data,
                                    .dimensions = 2,
                                    .extents = {matrix.cols, tokens},
                                    .strides = {matrix.stride},
                                    .box = {kernels::kPanelColumns, tile_tokens}});
-}
-
-// Keys and values as they are read; the scales of what they stand for.
-struct ContextMaps {
-  ContextTensors tensors;
-  CUtensorMap keys;
-  CUtensorMap values;
-  float key_scale = 1.0f;
-  float value_scale = 1.0f;
-};
-
-ContextMaps context_maps(const CrossAttentionParams& p) {
-  const ContextTensors tensors = context_tensors(p);
-  const int tile_tokens = kernels::tokens_of_tile(tensors);
-  if (tensors != ContextTensors::kCodes) {
-    const bool shared = tensors == ContextTensors::kShared;
-    const CUtensorMap keys = context_map(p.k, p.tokens_capacity, tile_tokens);
-    return {.tensors = tensors,
-            .keys = keys,
-            .values = shared ? keys : context_map(p.v, p.tokens_capacity, tile_tokens)};
-  }
-  const Matrix& keys = p.codes.keys;
-  const Matrix& values = p.codes.values;
-  return {.tensors = tensors,
-          .keys = encode_tensor_map(kName, {.data = keys.data,
-                                            .dtype = DType::kE4M3,
-                                            .dimensions = 2,
-                                            .extents = {keys.cols, p.tokens_capacity},
-                                            .strides = {keys.stride},
-                                            .box = {p.head_dim, tile_tokens}}),
-          .values = encode_tensor_map(kName, {.data = values.data,
-                                              .dtype = DType::kE4M3,
-                                              .dimensions = 2,
-                                              .extents = {value_columns(p.tokens_capacity, p.batch), values.rows},
-                                              .strides = {values.stride},
-                                              .box = {kernels::kGroupTokens, p.head_dim}}),
-          .key_scale = p.codes.key_scale,
-          .value_scale = p.codes.value_scale};
 }
 
 CUtensorMap query_map(const CrossAttentionParams& p, int group_heads) {
@@ -100,10 +57,13 @@ void flash_cross_attention(Stream& stream, const CrossAttentionParams& p, const 
   if (plan.items == 0 || p.rows_capacity == 0) return;
   require(plan.items <= kernels::kMostAttentionItems, "[cross_attention] got ", plan.items,
           " tiles of queries, want at most ", kernels::kMostAttentionItems, ". Run fewer requests at once.");
+  const bool shared = p.v.data == p.k.data && p.v.stride == p.k.stride;
   const int group_heads = static_cast<int>(p.heads / p.kv_heads);
-  const ContextMaps context = context_maps(p);
-  const kernels::FlashAttentionMaps maps{
-      .queries = query_map(p, group_heads), .keys = context.keys, .values = context.values};
+  const int tile_tokens = kernels::tokens_of_tile(static_cast<int>(p.head_dim), shared);
+  const CUtensorMap keys = context_map(p.k, p.tokens_capacity, tile_tokens);
+  const kernels::FlashAttentionMaps maps{.queries = query_map(p, group_heads),
+                                         .keys = keys,
+                                         .values = shared ? keys : context_map(p.v, p.tokens_capacity, tile_tokens)};
   constexpr float kLog2E = 1.44269504088896340736f;
   const kernels::FlashAttentionArguments arguments{
       .schedule = {.requests = static_cast<int>(p.batch),
@@ -112,7 +72,7 @@ void flash_cross_attention(Stream& stream, const CrossAttentionParams& p, const 
                    .row_tiles = static_cast<int>(plan.row_tiles),
                    .warpgroup_rows = kernels::rows_of_warpgroup(group_heads),
                    .tile_rows = plan.tile_rows,
-                   .tile_tokens = kernels::tokens_of_tile(context.tensors),
+                   .tile_tokens = tile_tokens,
                    .items = static_cast<int>(plan.items)},
       .out = static_cast<__nv_bfloat16*>(p.out.data),
       .out_stride = p.out.stride,
@@ -121,13 +81,12 @@ void flash_cross_attention(Stream& stream, const CrossAttentionParams& p, const 
       .heads = static_cast<int>(p.heads),
       .group_heads = group_heads,
       .group_reciprocal = kernels::small_reciprocal(group_heads),
-      .scale_log2 = p.scale * kLog2E * context.key_scale,
-      .value_scale = context.value_scale,
+      .scale_log2 = p.scale * kLog2E,
       .rows_capacity = p.rows_capacity,
       .split_sums = plan.sums,
       .split_norms = reinterpret_cast<float2*>(plan.norms)};
   const auto run = p.head_dim == 64 ? launch_flash_head64 : launch_flash_head128;
-  run(stream, plan.blocks, context.tensors, maps, arguments);
+  run(stream, plan.blocks, shared ? ContextTensors::kShared : ContextTensors::kSeparate, maps, arguments);
   if (plan.splits > 1) combine(stream, p, plan);
 }
 

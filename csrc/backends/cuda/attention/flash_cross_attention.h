@@ -16,8 +16,8 @@ struct FlashPlan {
   float* norms = nullptr;  // [splits, rows_capacity, heads, 2]
 };
 
-// BF16 or codes of the context, head_dim 64 or 128, at most 64 heads to a group, scale > 0, at least one token of
-// capacity; every pointer and row of q, out and the context starts at a multiple of 16 bytes. With one split the arrays of the plan are not used, and
+// BF16, head_dim 64 or 128, at most 64 heads to a group, scale > 0, at least one token of capacity; every pointer and
+// row of q, k, v and out starts at a multiple of 16 bytes. With one split the arrays of the plan are not used, and
 // there are no codes. With several, codes are made instead of `out` where they are given: in rows at multiples of 8
 // bytes, for at most kMostCombineThreads vectors of eight columns.
 void flash_cross_attention(Stream& stream, const CrossAttentionParams& params, const FlashPlan& plan);

@@ -22,13 +22,10 @@ template <int kHeadDim>
 void launch_flash(Stream& stream, int blocks, kernels::ContextTensors context, const kernels::FlashAttentionMaps& maps,
                   const kernels::FlashAttentionArguments& arguments) {
   using kernels::ContextTensors;
-  switch (context) {
-    case ContextTensors::kShared:
-      return launch_flash<kHeadDim, ContextTensors::kShared>(stream, blocks, maps, arguments);
-    case ContextTensors::kSeparate:
-      return launch_flash<kHeadDim, ContextTensors::kSeparate>(stream, blocks, maps, arguments);
-    case ContextTensors::kCodes:
-      return launch_flash<kHeadDim, ContextTensors::kCodes>(stream, blocks, maps, arguments);
+  if (context == ContextTensors::kShared) {
+    launch_flash<kHeadDim, ContextTensors::kShared>(stream, blocks, maps, arguments);
+  } else {
+    launch_flash<kHeadDim, ContextTensors::kSeparate>(stream, blocks, maps, arguments);
   }
 }
 

@@ -4,12 +4,9 @@
 
 #include <cstdint>
 
-#include "ops/context_tokens.h"
-
 namespace onerec::cuda::kernels {
 
-// BF16, keys that are the values or not; or codes of keys and, transposed, of values.
-enum class ContextTensors { kShared, kSeparate, kCodes };
+enum class ContextTensors { kShared, kSeparate };  // keys are the values, or not
 
 // A warpgroup multiplies 64 query rows; a block has two that multiply.
 inline constexpr int kWarpgroup = 128;
@@ -18,12 +15,10 @@ inline constexpr int kFlashWarpgroups = 2;
 
 // Tokens of a context tile: a multiple of 16, at most 256. Keys that are the values as well leave room for more.
 inline constexpr int kUsualTileTokens = 128;
-// Products of codes take half as long: what every tile costs besides is shared by more tokens.
-inline constexpr int kCodedTileTokens = 192;
-constexpr int tokens_of_tile(ContextTensors context) {
-  return context == ContextTensors::kCodes ? kCodedTileTokens : kUsualTileTokens;
+inline constexpr int kSharedTileTokens = 128;  // of keys that are the values, in heads of 128
+constexpr int tokens_of_tile(int head_dim, bool shared_context) {
+  return shared_context && head_dim == 128 ? kSharedTileTokens : kUsualTileTokens;
 }
-inline constexpr int kGroupTokens = static_cast<int>(kTokenGroup);
 
 // --- shared memory ---
 
@@ -48,16 +43,6 @@ constexpr int move_to_chunk(int rows, int offset, int chunk) {
   return (offset ^ chunk % kPanelChunks * kChunkBytes) + chunk / kPanelChunks * rows * kPanelRowBytes;
 }
 
-// Byte offset of `column` in row `row` of a tile of codes: rows of head_dim bytes, whose chunks are permuted by the swizzle
-// of that many bytes.
-template <int kHeadDim>
-constexpr int code_offset(int row, int column) {
-  static_assert(kHeadDim == 64 || kHeadDim == 128, "the width of a swizzle");
-  constexpr int kChunks = kHeadDim / kChunkBytes;
-  const int permutation = row * kHeadDim / kPanelRowBytes % kChunks;
-  return row * kHeadDim + (column / kChunkBytes ^ permutation) * kChunkBytes + column % kChunkBytes;
-}
-
 // --- registers ---
 
 // Accumulator `element` of `thread` of a warpgroup is this row and column of the 64-row product. Consecutive groups of
@@ -67,12 +52,6 @@ constexpr int accumulator_row(int thread, int element) {
 }
 
 constexpr int accumulator_column(int thread, int element) { return element / 4 * 8 + thread % 4 * 2 + element % 2; }
-
-// A left-hand side of codes lies in words of four: these row and columns, from column code_column() on. Where the columns
-// are tokens, each at its value_column(), the codes of accumulators are code_element() as they are.
-constexpr int code_row(int thread, int word) { return thread / 32 * 16 + thread % 32 / 4 + word % 2 * 8; }
-constexpr int code_column(int thread, int word) { return word / 2 * 16 + thread % 4 * 4; }
-constexpr int code_element(int word, int byte) { return word / 2 * 8 + byte / 2 * 4 + word % 2 * 2 + byte % 2; }
 
 // Which of its two rows an element belongs to.
 constexpr int row_half(int element) { return element / 2 % 2; }
@@ -172,7 +151,7 @@ struct alignas(16) AttentionItem {
   int tiles = 0;        // of the context, walked from the last to the first: the one with an end comes first
   int last_token = 0;   // with which the last tile begins
   int last_tokens = 0;  // of the request in the last tile
-  int value_shift = 0;  // from a token's row among the keys to its group's columns among the codes of values
+  int unused = 0;
 };
 
 constexpr AttentionItem item_at(const AttentionSchedule& schedule, int index, const std::int32_t* row_offsets,
@@ -198,7 +177,6 @@ constexpr AttentionItem item_at(const AttentionSchedule& schedule, int index, co
   item.tiles = tiles.end - tiles.begin;
   item.last_token = tokens_begin + last;
   item.last_tokens = tokens - last < schedule.tile_tokens ? tokens - last : schedule.tile_tokens;
-  item.value_shift = static_cast<int>(value_begin(tokens_begin, request)) - tokens_begin;
   return item;
 }
 

@@ -41,28 +41,17 @@ __device__ __forceinline__ void copy_item(const FlashAttentionArguments& args,
 
 // Uses of a ring are numbered from 0 on over all items of the block.
 template <class Config>
-__device__ __forceinline__ void copy_tile(const FlashAttentionMemory<Config>& memory, int ring,
-                                          const FlashAttentionMaps& maps, const AttentionItem& item, int token,
-                                          int use) {
+__device__ __forceinline__ void copy_tile(const FlashAttentionMemory<Config>& memory, int ring, const CUtensorMap* map,
+                                          int group, int token, int use) {
   const int stage = ring_stage(use, Config::kStages);
-  const bool keys = ring == FlashAttentionMemory<Config>::kKeys;
-  const CUtensorMap* map = keys ? &maps.keys : &maps.values;
-  const int column = item.group * Config::kHeadDim;
   std::uint64_t* filled = memory.filled(ring, stage);
   unsigned char* tile = memory.ring(ring, stage);
   wait_barrier(memory.emptied(ring, stage), ring_parity(use, Config::kStages) ^ 1u);
   arrive_expecting(filled, Config::kTileBytes);
-  if constexpr (Config::kCodes) {
-    if (keys) return copy_box(map, filled, tile, column, token);
 #pragma unroll
-    for (int n = 0; n < Config::kTokens; n += kGroupTokens) {
-      copy_box(map, filled, tile + n * Config::kHeadDim, token + item.value_shift + n, column);
-    }
-  } else {
-#pragma unroll
-    for (int panel = 0; panel < Config::kPanels; ++panel) {
-      copy_box(map, filled, tile + panel * Config::kTokens * kPanelRowBytes, column + panel * kPanelColumns, token);
-    }
+  for (int panel = 0; panel < Config::kPanels; ++panel) {
+    copy_box(map, filled, tile + panel * Config::kTokens * kPanelRowBytes,
+             group * Config::kHeadDim + panel * kPanelColumns, token);
   }
 }
 
@@ -75,14 +64,14 @@ __device__ __forceinline__ void copy_context(const FlashAttentionMemory<Config>&
   for (int tile = 0; tile < item.tiles; ++tile) {
     const int token = item.last_token - tile * Config::kTokens;
     const int use = first_use + tile;
-    copy_tile(memory, Memory::kKeys, maps, item, token, use);
+    copy_tile(memory, Memory::kKeys, &maps.keys, item.group, token, use);
     if constexpr (!Config::kShared) {
-      if (tile > 0) copy_tile(memory, Memory::kValues, maps, item, token + Config::kTokens, use - 1);
+      if (tile > 0) copy_tile(memory, Memory::kValues, &maps.values, item.group, token + Config::kTokens, use - 1);
     }
   }
   if constexpr (!Config::kShared) {
     if (item.tiles > 0) {
-      copy_tile(memory, Memory::kValues, maps, item, item.last_token - (item.tiles - 1) * Config::kTokens,
+      copy_tile(memory, Memory::kValues, &maps.values, item.group, item.last_token - (item.tiles - 1) * Config::kTokens,
                 first_use + item.tiles - 1);
     }
   }
@@ -138,18 +127,10 @@ class Turns {
   int consumer_;
 };
 
-// Sets the values from token `tokens` on of a tile to 0: what lies behind a request may be anything, and 0 * NaN is not
-// 0. Both warpgroups do it, so that neither waits for the other. A row's chunks stay within its 128 bytes.
+// Sets the rows from `tokens` on of a tile of values to 0: what lies behind a request may be anything, and 0 * NaN is
+// not 0. Both warpgroups do it, so that neither waits for the other. A row's chunks stay within its 128 bytes.
 template <class Config>
 __device__ __forceinline__ void clear_tail(unsigned char* tile, int tokens, int thread) {
-  if constexpr (Config::kCodes) {
-    // Whole groups of tokens: within the last one there are zeros already.
-    const int first = static_cast<int>(whole_token_groups(tokens)) * Config::kHeadDim;
-    for (int i = first + thread * kChunkBytes; i < Config::kTileBytes; i += kWarpgroup * kChunkBytes) {
-      *reinterpret_cast<uint4*>(tile + i) = make_uint4(0, 0, 0, 0);
-    }
-    return;
-  }
   constexpr int kRowChunks = Config::kPanels * kPanelChunks;
   for (int i = tokens * kRowChunks + thread; i < Config::kTokens * kRowChunks; i += kWarpgroup) {
     const int row = i / kRowChunks;
@@ -192,49 +173,6 @@ __device__ __forceinline__ void look_on(const FlashAttentionMemory<Config>& memo
   }
 }
 
-// e4m3_scale() within 1 unit in the last place: a division is a call.
-__device__ __forceinline__ float approximate_e4m3_scale(float amax) {
-  const float scale = amax * (1.0f / 448.0f);
-  return scale < 1e-12f ? 1e-12f : scale;
-}
-
-// A warpgroup's queries as codes, each row with a scale of its own, and `scale_log2` with that scale for the thread's two
-// rows. A warp has its 16 rows to itself.
-template <int kHeadDim>
-__device__ __forceinline__ void code_queries(const unsigned char* queries, unsigned char* codes, int thread, float scale,
-                                             float (&scale_log2)[2]) {
-  constexpr int kWords = kHeadDim / 8;  // of four codes, of a thread
-  uint2 values[kWords];
-  float largest[2] = {0.0f, 0.0f};
-#pragma unroll
-  for (int i = 0; i < kWords; ++i) {
-    const int column = code_column(thread, i);
-    const int chunk = chunk_offset(kWarpgroupRows, code_row(thread, i), column / kChunkColumns);
-    values[i] = *reinterpret_cast<const uint2*>(queries + chunk + column % kChunkColumns * 2);
-    float four[4];
-    unpack_four(values[i], four);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) largest[i % 2] = max_or_nan(largest[i % 2], fabsf(four[j]));
-  }
-  float inverse[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    largest[half] = max_or_nan(largest[half], __shfl_xor_sync(0xffffffffu, largest[half], 1));
-    largest[half] = max_or_nan(largest[half], __shfl_xor_sync(0xffffffffu, largest[half], 2));
-    const float row_scale = approximate_e4m3_scale(largest[half]);
-    scale_log2[half] = scale * row_scale;
-    inverse[half] = approximate_inverse(row_scale);
-  }
-#pragma unroll
-  for (int i = 0; i < kWords; ++i) {
-    float four[4];
-    unpack_four(values[i], four);
-    *reinterpret_cast<std::uint32_t*>(codes + code_offset<kHeadDim>(code_row(thread, i), code_column(thread, i))) =
-        numbers_to_e4m3x4(four[0] * inverse[i % 2], four[1] * inverse[i % 2], four[2] * inverse[i % 2],
-                          four[3] * inverse[i % 2]);
-  }
-}
-
 // The same value, which the compiler cannot tell. With the first round of a loop told apart from the others by what it
 // starts from, the assembler takes the warps of the loop for divergent, and keeps addresses in registers of threads.
 __device__ __forceinline__ int hidden(int value) {
@@ -260,9 +198,8 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
   typename Layouts::ScoreMma score_mma;
   typename Layouts::ValueMma value_mma;
   const auto as_elements = [](unsigned char* bytes) { return cute::make_smem_ptr(reinterpret_cast<Element*>(bytes)); };
-  const auto queries = score_mma.get_slice(thread).partition_fragment_A(cute::make_tensor(
-      as_elements(Config::kCodes ? memory.coded_queries(consumer) : memory.queries(consumer)),
-      typename Layouts::Queries{}));
+  const auto queries = score_mma.get_slice(thread).partition_fragment_A(
+      cute::make_tensor(as_elements(memory.queries(consumer)), typename Layouts::Queries{}));
   const auto keys = score_mma.get_slice(thread).partition_fragment_B(
       cute::make_tensor(as_elements(memory.ring(Memory::kKeys)), typename Layouts::Keys{}));
   const auto values = value_mma.get_slice(thread).partition_fragment_B(
@@ -271,31 +208,26 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
       cute::partition_fragment_C(score_mma, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kTokens>>{});
   auto sums =
       cute::partition_fragment_C(value_mma, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>>{});
-  auto numerators = cute::make_tensor<Element>(typename Layouts::Numerators{});
+  auto numerators = cute::make_tensor<Element>(
+      cute::Layout<
+          cute::Shape<cute::Shape<cute::_2, cute::_2, cute::_2>, cute::_1, cute::Int<Config::kTokens / 16>>>{});
 
   // The first item makes numerators and sums of what is here, for nobody.
   cute::clear(scores);
   cute::clear(sums);
 
-  using Softmax = typename Layouts::Softmax;
-  Softmax softmax;      // of the item under way
-  float scale_log2[2];  // of its scores, by row
-  scale_log2[0] = scale_log2[1] = args.scale_log2;
-  int use = 0;          // of the rings, by the next tile
-  int summing = kNone;  // the use whose values are being summed
-  int pending = kNone;  // the slot of the item whose last numerators, those of use - 1, are still to be summed
+  RunningSoftmax softmax;  // of the item under way
+  int use = 0;             // of the rings, by the next tile
+  int summing = kNone;     // the use whose values are being summed
+  int pending = kNone;     // the slot of the item whose last numerators, those of use - 1, are still to be summed
 
   const auto await = [&](int ring, int at) {
     wait_barrier(memory.filled(ring, ring_stage(at, kStages)), ring_parity(at, kStages));
   };
   const auto release_tile = [&](int ring, int at) { release(memory.emptied(ring, ring_stage(at, kStages)), thread); };
   const auto start_scores = [&](int slot) {
-    const auto tile = keys(_, _, _, ring_stage(use, kStages));
-    if constexpr (Config::kCodes) {
-      start_product(score_mma, cute::GMMA::ScaleOut::Zero, queries, tile, scores);
-    } else {
-      start_product(score_mma, cute::GMMA::ScaleOut::Zero, queries(_, _, _, slot), tile, scores);
-    }
+    start_product(score_mma, cute::GMMA::ScaleOut::Zero, queries(_, _, _, slot),
+                  keys(_, _, _, ring_stage(use, kStages)), scores);
   };
   const auto start_sums = [&] {
     summing = pending == kNone ? kNone : use - 1;
@@ -314,23 +246,18 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
   // move the wait in front of them, and nothing would overlap.
   const auto make_numerators = [&] {
     if (softmax.grew) scale_rows(sums, softmax.shrink);
-    if constexpr (Config::kCodes) {
-      code_numerators(scores, numerators);
-    } else {
-      round_numerators(scores, numerators);
-    }
+    round_numerators(scores, numerators);
     if (!Config::kShared && pending != kNone) await(Memory::kValues, use - 1);
   };
   const auto live_queries = [&](const AttentionItem& item) {
     return WarpgroupQueries{item.first_row + consumer * warpgroup_rows, item.group * args.group_heads,
                             live_rows(item, consumer, warpgroup_rows) * args.group_heads};
   };
-  const auto store_pending = [&](const Softmax& of) {
+  const auto store_pending = [&](const RunningSoftmax& of) {
     const AttentionItem item = *memory.item(pending);
     const float denominator[2] = {sum_of_four_lanes(of.sum[0]), sum_of_four_lanes(of.sum[1])};
     if (args.schedule.splits > 1) {
-      store_split<Config::kHeadDim>(args, live_queries(item), item.split, sums, of.base, denominator,
-                                    thread_anew(thread));
+      store_split<Config::kHeadDim>(args, live_queries(item), item.split, sums, of, denominator, thread_anew(thread));
     } else {
       sync_warpgroup(consumer);  // all of its warps are done with the queries
       store_output<Config::kHeadDim>(args, live_queries(item), sums, denominator, memory.queries(consumer, pending),
@@ -371,12 +298,6 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
       // Without an item before, sums of anything are started, which nobody stores: products behind a condition would
       // be serialised.
       make_numerators();
-      if constexpr (Config::kCodes) {
-        code_queries<Config::kHeadDim>(memory.queries(consumer, slot), memory.coded_queries(consumer),
-                                       thread_anew(thread), args.scale_log2, scale_log2);
-        publish_shared();
-        sync_warpgroup(consumer);
-      }
       await(Memory::kKeys, use);
       if (with_turns) turns.take();
       start_scores(slot);
@@ -394,9 +315,9 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
       cute::warpgroup_fence_operand(scores);
       if constexpr (!Config::kShared) release_tile(Memory::kKeys, use);
       if (has_tail) mask_columns(scores, item.last_tokens, thread);
-      const Softmax before = softmax;
+      const RunningSoftmax before = softmax;
       softmax = {};
-      softmax.advance(scores, scale_log2);
+      softmax.advance(scores, args.scale_log2);
       finish_sums();
       if (pending != kNone) store_pending(before);
       cute::clear(sums);
@@ -415,7 +336,7 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
         cute::warpgroup_wait<1>();
         cute::warpgroup_fence_operand(scores);
         if constexpr (!Config::kShared) release_tile(Memory::kKeys, use);
-        softmax.advance(scores, scale_log2);
+        softmax.advance(scores, args.scale_log2);
       }
       finish_sums();
     }

@@ -13,8 +13,6 @@ namespace onerec::cuda::kernels {
 // Tensor maps, in boxes of 64 columns with the 128-byte swizzle. Keys and values: [tokens, groups * head_dim], boxes of
 // tokens_of_tile() rows; the same map if the values are the keys. Queries: [rows, heads, head_dim], boxes of
 // rows_of_warpgroup(group_heads) rows and group_heads heads.
-// Codes: keys in boxes of all columns of a group, swizzled by their size of 64 or 128 bytes; values [groups * head_dim,
-// columns of value_begin()] in boxes of head_dim rows and tokens_of_tile() columns.
 struct FlashAttentionMaps {
   CUtensorMap queries;
   CUtensorMap keys;
@@ -30,8 +28,7 @@ struct FlashAttentionArguments {
   int heads = 0;
   int group_heads = 0;  // heads that share keys and values
   std::uint32_t group_reciprocal = 0;
-  float scale_log2 = 0.0f;  // scale * log2(e), times the keys' scale; > 0
-  float value_scale = 1.0f;
+  float scale_log2 = 0.0f;  // scale * log2(e), > 0
   // With several splits, `out` stays untouched and every split leaves what combine_attention_splits reads.
   std::int64_t rows_capacity = 0;
   float* split_sums = nullptr;    // [splits, rows, heads, head_dim]

@@ -9,7 +9,6 @@
 
 #include "backends/cuda/kernels/attention_layout.cuh"
 #include "backends/cuda/kernels/flash_attention_arguments.cuh"
-#include "backends/cuda/kernels/running_softmax.cuh"
 
 namespace onerec::cuda::kernels {
 
@@ -17,22 +16,18 @@ template <int kHeadDim_, ContextTensors kContext_>
 struct FlashAttentionConfig {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kShared = kContext_ == ContextTensors::kShared;
-  static constexpr bool kCodes = kContext_ == ContextTensors::kCodes;
   static constexpr int kConsumers = kFlashWarpgroups;  // warpgroups that multiply
-  static constexpr int kTokens = tokens_of_tile(kContext_);
+  static constexpr int kTokens = tokens_of_tile(kHeadDim, kShared);
   static constexpr int kRings = kShared ? 1 : 2;
   static constexpr bool kTurns = true;  // the warpgroups take turns at starting products
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-  static constexpr int kPanels = kHeadDim / kPanelColumns;  // of queries and of BF16 tiles
-  static constexpr int kTileRowBytes = kHeadDim * (kCodes ? 1 : 2);
-  static_assert(!kCodes || kTokens % kGroupTokens == 0, "the values of a group of tokens are one box");
+  static constexpr int kPanels = kHeadDim / kPanelColumns;
+  static constexpr int kChunks = kHeadDim / kChunkColumns;
 
   // A ring has as many stages as fit.
   static constexpr int kQueryBytes = kWarpgroupRows * kHeadDim * 2;  // of a warpgroup and slot
-  static constexpr int kTileBytes = kTokens * kTileRowBytes;
-  static constexpr int kCodedQueryBytes = kCodes ? kWarpgroupRows * kHeadDim : 0;  // of a warpgroup
-  static constexpr int kCodedQueryOffset = kConsumers * kItemSlots * kQueryBytes;
-  static constexpr int kRingOffset = kCodedQueryOffset + kConsumers * kCodedQueryBytes;
+  static constexpr int kTileBytes = kTokens * kHeadDim * 2;
+  static constexpr int kRingOffset = kConsumers * kItemSlots * kQueryBytes;
   static constexpr int kMostBytes = 227 * 1024;  // of a block
   static constexpr int kSmallBytes = 512;        // items and barriers, at most
   static constexpr int kMostStages = 5;
@@ -49,13 +44,9 @@ struct FlashAttentionConfig {
   static constexpr int kMultiplyRegisters = 240;
 };
 
-// Keys and values as the two products see them, [token, column] and [column, token].
-template <class Config, bool kCodes = Config::kCodes>
-struct FlashAttentionLayouts;
-
-// Both may be the same bytes.
+// The same bytes seen by the two products: keys [token, column] and values [column, token].
 template <class Config>
-struct FlashAttentionLayouts<Config, false> {
+struct FlashAttentionLayouts {
   using Element = cute::bfloat16_t;
   using Queries = decltype(cute::tile_to_shape(
       cute::GMMA::Layout_K_SW128_Atom<Element>{},
@@ -77,38 +68,6 @@ struct FlashAttentionLayouts<Config, false> {
           Element, Element, float,
           cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>, cute::Int<Config::kTokens>>,
           cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
-  using Numerators = cute::Layout<
-      cute::Shape<cute::Shape<cute::_2, cute::_2, cute::_2>, cute::_1, cute::Int<Config::kTokens / 16>>>;
-  using Softmax = RunningSoftmax<8, 0>;
-};
-
-// Products of codes have both operands along what is summed: values are stored transposed.
-template <class Config>
-struct FlashAttentionLayouts<Config, true> {
-  using Element = cutlass::float_e4m3_t;
-  using KeyAtom = std::conditional_t<Config::kTileRowBytes == kPanelRowBytes, cute::GMMA::Layout_K_SW128_Atom<Element>,
-                                     cute::GMMA::Layout_K_SW64_Atom<Element>>;
-  using Queries = decltype(cute::tile_to_shape(
-      KeyAtom{}, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>>{}));
-  using Keys = decltype(cute::tile_to_shape(
-      KeyAtom{}, cute::Shape<cute::Int<Config::kTokens>, cute::Int<Config::kHeadDim>, cute::Int<Config::kStages>>{}));
-  using Values = decltype(cute::tile_to_shape(
-      cute::GMMA::Layout_K_SW32_Atom<Element>{},
-      cute::Shape<cute::Int<Config::kHeadDim>, cute::Int<Config::kTokens>, cute::Int<Config::kStages>>{}));
-  using ScoreMma = decltype(cute::make_tiled_mma(
-      cute::GMMA::ss_op_selector<
-          Element, Element, float,
-          cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kTokens>, cute::Int<Config::kHeadDim>>,
-          cute::GMMA::Major::K, cute::GMMA::Major::K>()));
-  using ValueMma = decltype(cute::make_tiled_mma(
-      cute::GMMA::rs_op_selector<
-          Element, Element, float,
-          cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>, cute::Int<Config::kTokens>>,
-          cute::GMMA::Major::K, cute::GMMA::Major::K>()));
-  using Numerators = cute::Layout<
-      cute::Shape<cute::Shape<cute::_4, cute::_2, cute::_2>, cute::_1, cute::Int<Config::kTokens / 32>>>;
-  // Numerators up to 2^8 of E4M3's 448.
-  using Softmax = RunningSoftmax<1, 7>;
 };
 
 // Barriers: `filled` by copies, one arrival; `emptied` by the warps of all multiplying warpgroups.
@@ -120,9 +79,6 @@ class FlashAttentionMemory {
   // The slots of a warpgroup lie one behind the other.
   __device__ unsigned char* queries(int consumer, int slot = 0) const {
     return shared_ + (consumer * kItemSlots + slot) * Config::kQueryBytes;
-  }
-  __device__ unsigned char* coded_queries(int consumer) const {
-    return shared_ + Config::kCodedQueryOffset + consumer * Config::kCodedQueryBytes;
   }
   __device__ AttentionItem* item(int slot) const {
     return reinterpret_cast<AttentionItem*>(shared_ + Config::kItemOffset) + slot;

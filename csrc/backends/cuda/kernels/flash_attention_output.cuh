@@ -45,7 +45,7 @@ __device__ __forceinline__ void store_output(const FlashAttentionArguments& args
   constexpr int kChunks = kHeadDim / kChunkColumns;
   constexpr int kRows = 32 / kChunks;  // that a warp stores at once
   constexpr int kSteps = 16 / kRows;
-  const float inverse[2] = {args.value_scale / denominator[0], args.value_scale / denominator[1]};
+  const float inverse[2] = {1.0f / denominator[0], 1.0f / denominator[1]};
   const int own = chunk_offset(kWarpgroupRows, accumulator_row(thread, 0), 0) + accumulator_column(thread, 0) * 2;
 #pragma unroll
   for (int e = 0; e < kHeadDim / 2; e += 2) {
@@ -83,7 +83,7 @@ __device__ __forceinline__ std::int64_t split_index(const FlashAttentionArgument
 
 template <int kHeadDim, class Sums>
 __device__ __forceinline__ void store_split(const FlashAttentionArguments& args, const WarpgroupQueries& queries,
-                                            int split, const Sums& sums, const float (&base)[2],
+                                            int split, const Sums& sums, const RunningSoftmax& softmax,
                                             const float (&denominator)[2], int thread) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -93,10 +93,9 @@ __device__ __forceinline__ void store_split(const FlashAttentionArguments& args,
     float* to = args.split_sums + place * kHeadDim;
 #pragma unroll
     for (int e = 2 * half; e < kHeadDim / 2; e += 4) {
-      *reinterpret_cast<float2*>(to + accumulator_column(thread, e)) =
-          make_float2(sums(e) * args.value_scale, sums(e + 1) * args.value_scale);
+      *reinterpret_cast<float2*>(to + accumulator_column(thread, e)) = make_float2(sums(e), sums(e + 1));
     }
-    if (thread % 4 == 0) args.split_norms[place] = make_float2(base[half], denominator[half]);
+    if (thread % 4 == 0) args.split_norms[place] = make_float2(softmax.base[half], denominator[half]);
   }
 }
 

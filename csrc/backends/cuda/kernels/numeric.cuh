@@ -160,16 +160,6 @@ __device__ __forceinline__ void unpack(uint4 vector, float (&values)[kVector<T>]
   }
 }
 
-// Four BF16, a vector's half.
-__device__ __forceinline__ void unpack_four(uint2 half, float (&values)[4]) {
-  const std::uint32_t words[2] = {half.x, half.y};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    values[2 * i] = bits_as<float>(words[i] << 16);
-    values[2 * i + 1] = bits_as<float>(words[i] & 0xffff0000u);
-  }
-}
-
 // Rounds.
 template <class T>
 __device__ __forceinline__ uint4 pack(const float (&values)[kVector<T>]) {

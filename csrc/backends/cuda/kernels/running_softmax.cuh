@@ -7,7 +7,6 @@
 #include <cute/tensor.hpp>
 
 #include "backends/cuda/kernels/attention_layout.cuh"
-#include "backends/cuda/kernels/numeric.cuh"
 
 namespace onerec::cuda::kernels {
 
@@ -27,21 +26,21 @@ __device__ __forceinline__ float sum_of_four_lanes(float value) {
   return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
+// A row's numerators are 2^(score - base), its base being a score that lies at most this far, in powers of two, below
+// the largest so far. Sums are rescaled only where a row goes beyond that.
+inline constexpr float kBaseSlack = 8.0f;
+
 // The running softmax of a thread's two rows. The four lanes of a row agree on the base; each has its own part of the
 // sum. What a row gets depends on its own scores alone.
-//
-// A row's numerators are 2^(score - base + kShift), its base being a score that lies at most kSlack, in powers of two,
-// below the largest so far. Sums are rescaled only where a row goes beyond that.
-template <int kSlack, int kShift>
 struct RunningSoftmax {
   float base[2] = {-INFINITY, -INFINITY};  // times scale_log2
   float sum[2] = {0.0f, 0.0f};
   float shrink[2] = {0.0f, 0.0f};  // what sums over the tiles before the last one are to be multiplied by
   bool grew = false;               // the same for all threads of a warp: whether any row's is not 1
 
-  // Turns the scores of a tile into numerators. `scale_log2`: of each row.
+  // Turns the scores of a tile into numerators.
   template <class Scores>
-  __device__ __forceinline__ void advance(Scores& scores, const float (&scale_log2)[2]) {
+  __device__ __forceinline__ void advance(Scores& scores, float scale_log2) {
     constexpr int kElements = decltype(cute::size(scores))::value;
     float highest[4];  // two of each row: chains half as long
 #pragma unroll
@@ -53,19 +52,18 @@ struct RunningSoftmax {
     float subtracted[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float largest = max_of_four_lanes(fmaxf(highest[2 * half], highest[2 * half + 1])) * scale_log2[half];
+      const float largest = max_of_four_lanes(fmaxf(highest[2 * half], highest[2 * half + 1])) * scale_log2;
       const float before = base[half];
-      grows[half] = largest > before + static_cast<float>(kSlack);
+      grows[half] = largest > before + kBaseSlack;
       base[half] = grows[half] ? largest : before;
       subtracted[half] = base[half] == -INFINITY ? 0.0f : base[half];  // -inf - -inf is not 0
       shrink[half] = exp2_approximately(before - subtracted[half]);
-      subtracted[half] -= static_cast<float>(kShift);
       sum[half] *= shrink[half];
     }
     grew = __any_sync(0xffffffffu, grows[0] || grows[1]);
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      scores(e) = exp2_approximately(fmaf(scores(e), scale_log2[row_half(e)], -subtracted[row_half(e)]));
+      scores(e) = exp2_approximately(fmaf(scores(e), scale_log2, -subtracted[row_half(e)]));
       sum[row_half(e)] += scores(e);
     }
   }
@@ -85,7 +83,7 @@ __device__ __forceinline__ std::uint32_t pack_pair(float low, float high) {
   return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
 
-// The accumulators of a product of 64 rows are, pair by pair, the registers of a left-hand side of BF16.
+// The accumulators of a product of 64 rows are, pair by pair, the registers of a left-hand side.
 template <class Scores, class Numerators>
 __device__ __forceinline__ void round_numerators(const Scores& scores, Numerators& numerators) {
   auto pairs = cute::recast<std::uint32_t>(numerators);
@@ -93,19 +91,6 @@ __device__ __forceinline__ void round_numerators(const Scores& scores, Numerator
   static_assert(kPairs * 2 == decltype(cute::size(scores))::value, "as many columns as scores");
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) pairs(i) = pack_pair(scores(2 * i), scores(2 * i + 1));
-}
-
-// The same of a left-hand side of codes, whose columns are tokens at their value_column().
-template <class Scores, class Numerators>
-__device__ __forceinline__ void code_numerators(const Scores& scores, Numerators& numerators) {
-  auto words = cute::recast<std::uint32_t>(numerators);
-  constexpr int kWords = decltype(cute::size(words))::value;
-  static_assert(kWords * 4 == decltype(cute::size(scores))::value, "as many columns as scores");
-#pragma unroll
-  for (int i = 0; i < kWords; ++i) {
-    words(i) = numbers_to_e4m3x4(scores(code_element(i, 0)), scores(code_element(i, 1)), scores(code_element(i, 2)),
-                                 scores(code_element(i, 3)));
-  }
 }
 
 template <class Sums>
