@@ -274,9 +274,9 @@ def _item(text: str) -> list[str]:
 _NOTES = [
     "R@k and N@k are recall and NDCG at k with one relevant item per user. The intervals are percentile intervals of a "
     "paired bootstrap over users: 10,000 samples, seed 0.",
-    "One in twenty of such intervals misses the true difference, on average. The two devices multiply the same codes of "
-    "weights and differ by what numerics.md lists under Devices, mostly the last bits of sums, which is enough to let "
-    "other near-ties change places.",
+    "One in twenty of such intervals misses the true difference, on average. The two devices multiply the same codes "
+    "of weights and differ by what numerics.md lists under Devices, mostly the last bits of sums, which is enough to "
+    "let other near-ties change places.",
     "Discordant users are those for whom one precision has the target among the first ten and the other has not.",
     "Shared items compare sets, per user and averaged; near-ties change places without any loss of recall, so the "
     "overlap is lower than the recall suggests.",
