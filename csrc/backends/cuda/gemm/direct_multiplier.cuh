@@ -3,6 +3,7 @@
 
 #include "backends/cuda/gemm/direct_ring.cuh"
 #include "backends/cuda/gemm/product_swiglu.cuh"
+#include "backends/cuda/gemm/result_vector.cuh"
 #include "backends/cuda/gemm/shared_words.cuh"
 #include "backends/cuda/kernels/numeric.cuh"
 
@@ -17,32 +18,6 @@ __device__ __forceinline__ void copy_to_shared(float* shared, const float* from,
 }
 
 __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-// BF16 values of neighbouring columns, in pairs.
-template <int kColumns>
-struct DirectVector {
-  std::uint32_t words[kColumns / 2];
-};
-
-template <int kColumns>
-__device__ __forceinline__ DirectVector<kColumns> rounded(const float (&values)[kColumns]) {
-  DirectVector<kColumns> v;
-#pragma unroll
-  for (int i = 0; i < kColumns / 2; ++i) {
-    v.words[i] = bits_as<std::uint32_t>(__floats2bfloat162_rn(values[2 * i], values[2 * i + 1]));
-  }
-  return v;
-}
-
-// At once: the compiler splits some of what store_vector() asks for.
-__device__ __forceinline__ void store_whole(__nv_bfloat16* to, const DirectVector<8>& v) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.words[0]), "r"(v.words[1]), "r"(v.words[2]),
-               "r"(v.words[3])
-               : "memory");
-}
-__device__ __forceinline__ void store_whole(__nv_bfloat16* to, const DirectVector<4>& v) {
-  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.words[0]), "r"(v.words[1]) : "memory");
-}
 
 template <class Tile>
 class DirectMultiplier {
@@ -93,7 +68,7 @@ class DirectMultiplier {
   static constexpr int kLeadBarrier = 1;
   static constexpr int kWarpRows = 16;
   static constexpr int kVectorColumns = Tile::kVectorColumns;  // neighbouring columns of the result
-  using Vector = DirectVector<kVectorColumns>;
+  using Vector = ResultVector<kVectorColumns>;
 
   // What is left of a thread's last tile, rounded to BF16: kValues: y; kSwigluValues: pairs of gate and up. The rest is
   // done while the next tile's first steps are multiplied.
@@ -375,9 +350,10 @@ class DirectMultiplier {
   }
 
   __device__ __forceinline__ void store_group(const Vector& vector, int group, int half, const Results& results) const {
-    if (!results.live(half) || results.tile_column() + group * Tile::kGroupColumns >= p_.columns) return;
+    const bool present = results.live(half) && results.tile_column() + group * Tile::kGroupColumns < p_.columns;
+    if (Tile::kStoredGroups > 0 && !present) return;  // no register for the predicates
     __nv_bfloat16* const row = p_.y + (results.row + half * 8) * p_.y_stride;
-    store_whole(row + results.tile_column() + first_column(group), vector);
+    store_whole(row + results.tile_column() + first_column(group), vector, present);
   }
 
   // Bits of magnitudes are ordered as they are, NaN on top.

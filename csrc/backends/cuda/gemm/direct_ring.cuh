@@ -135,6 +135,10 @@ struct DirectShared {
   __device__ __forceinline__ float* warp_scales(int warp) const { return scales + warp * (Tile::kScaleBytes / 4); }
 };
 
+// Steps whose weights are asked for before the previous kernel ends. More of them would be in the way of the first
+// step's tokens.
+inline constexpr int kStepsAhead = 2;
+
 // A place in the ring and the parity of its use.
 template <class Tile>
 struct DirectPlace {
@@ -151,18 +155,18 @@ struct DirectPlace {
 
 // The clusters of tiles of this cluster of blocks; every thread that asks walks alike.
 //
-// The first tile's weights are on their way before the previous kernel ends, and with it what it has to say of the live
-// rows: the first tile is guessed to be that of a call with all rows alive. If it is another one, or none, the steps
-// that were begun are skipped.
+// The first tile's steps are on their way before it is known how many rows are alive: it is guessed to be that of a
+// call with all of them. If it is another one, or none, the steps that were begun are skipped.
 template <class Tile>
 class DirectWalk {
  public:
   __device__ __forceinline__ explicit DirectWalk(const DirectParams& p)
       : tile_columns_((p.columns + Tile::kColumns - 1) / Tile::kColumns),
-        guess_(all(p.rows).place(cluster()).column),
+        guess_(all(p.rows).place(cluster())),
         early_steps_(p.depth_steps < Tile::kSteps ? p.depth_steps : Tile::kSteps) {}
 
-  __device__ __forceinline__ int guessed_column() const { return guess_; }  // of tiles
+  __device__ __forceinline__ int guessed_column() const { return guess_.column; }  // of tiles
+  __device__ __forceinline__ int guessed_row() const { return row_of(guess_); }
   __device__ __forceinline__ int early_steps() const { return early_steps_; }
 
   // Behind wait_for_previous_kernel(): how many rows are alive.
@@ -172,7 +176,9 @@ class DirectWalk {
     index_ = cluster();
     if (valid()) place_ = tiles_.place(index_);
   }
-  __device__ __forceinline__ bool guessed_right() const { return valid() && place_.column == guess_; }
+  __device__ __forceinline__ bool guessed_right() const {
+    return valid() && place_.column == guess_.column && place_.row_cluster == guess_.row_cluster;
+  }
 
   __device__ __forceinline__ bool valid() const { return index_ < tiles_.count(); }
   __device__ __forceinline__ void next() {
@@ -184,19 +190,20 @@ class DirectWalk {
     return valid() ? (tiles_.count() - index_ - 1) / (static_cast<int>(gridDim.x) / Tile::kCluster) + 1 : 0;
   }
   __device__ __forceinline__ int tile_column() const { return place_.column; }
-  __device__ __forceinline__ int first_row() const {
-    return place_.row_cluster * Tile::kClusterRows + static_cast<int>(blockIdx.x) % Tile::kCluster * Tile::kTokens;
-  }
+  __device__ __forceinline__ int first_row() const { return row_of(place_); }
   __device__ __forceinline__ DirectOrigin origin() const {
     return {first_row(), place_.column * Tile::kColumns, live_rows_ - first_row()};
   }
 
  private:
   __device__ __forceinline__ static int cluster() { return static_cast<int>(blockIdx.x) / Tile::kCluster; }
+  __device__ __forceinline__ static int row_of(const DirectTiles::Place& place) {
+    return place.row_cluster * Tile::kClusterRows + static_cast<int>(blockIdx.x) % Tile::kCluster * Tile::kTokens;
+  }
   __device__ __forceinline__ DirectTiles all(int rows) const { return {rows, Tile::kClusterRows, tile_columns_}; }
 
   int tile_columns_;
-  int guess_;
+  DirectTiles::Place guess_;
   int early_steps_;
   DirectTiles tiles_{0, Tile::kClusterRows, 1};
   int live_rows_ = 0;
@@ -227,13 +234,16 @@ class DirectProducer {
 
   __device__ __forceinline__ void run() {
     DirectWalk<Tile> walk(p_);
-    int begun = walk.early_steps();
-    for (int k = 0; k < begun; ++k) begin_step(k, k, walk.guessed_column());
+    const int early = walk.early_steps();
+    const int ahead = early < kStepsAhead ? early : kStepsAhead;
+    for (int k = 0; k < ahead; ++k) begin_step(k, k, walk.guessed_column());
     wait_for_previous_kernel();
-    walk.start(live_rows_of(p_));
-    if (!walk.guessed_right()) {
-      for (; begun > 0; --begun) bring_tokens(0, 0);
+    for (int k = 0; k < early; ++k) {
+      if (k >= ahead) begin_step(k, k, walk.guessed_column());
+      bring_tokens(k, walk.guessed_row());
     }
+    walk.start(live_rows_of(p_));  // arrives behind the first copies
+    int begun = walk.guessed_right() ? early : 0;
     const int tiles = walk.left();
     for (int left = tiles; left > 0; --left, walk.next()) {
       for (int k = 0; k < p_.depth_steps; ++k) {
@@ -244,8 +254,8 @@ class DirectProducer {
           // The multipliers see it with the step. Those of the first tile have worked it out.
           if (k == 0 && left < tiles) *shared_.tile(left) = walk.origin();
           begin_step(place_.step, k, walk.tile_column());
+          bring_tokens(k, walk.first_row());
         }
-        bring_tokens(k, walk.first_row());
         if constexpr (Tile::kSwiglu) count_step();
       }
       if constexpr (Tile::kAdded) bring_residual(walk.origin());

@@ -15,7 +15,7 @@ enum class GemmSchedule : std::uint8_t {
   kPingpong,     // two groups of warps work on a tile each: one multiplies while the other stores
   kCooperative,  // two groups of warps share a tile: larger tiles, less traffic
   kDirect,       // the same, but a tile is finished while the next one is multiplied: direct_kernel.cuh, FP8 alone
-  kSplit,        // a tile's K is divided among thread blocks, which add up their sums: split_kernel.cuh, FP8 alone
+  kSplit,        // a block has one tile or, with others that add up their sums, a part of its K: split_kernel.cuh, FP8
 };
 
 struct GemmConfig {
@@ -55,6 +55,9 @@ inline constexpr GemmConfig kGemmConfigs[] = {
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 1, GemmSchedule::kSplit, 2},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kSplit, 2},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 1, GemmSchedule::kSplit, 4},
+    {GemmTypes::kFp8ToBf16, 128, 64, 128, 1, GemmSchedule::kSplit},
+    {GemmTypes::kFp8ToBf16, 128, 32, 128, 1, GemmSchedule::kSplit},
+    {GemmTypes::kFp8ToBf16, 128, 64, 128, 1, GemmSchedule::kSplit, 2},
 };
 inline constexpr int kGemmConfigCount = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
 

@@ -29,7 +29,8 @@ DirectRunner find_split(const GemmConfig& config) {
 
 DirectRunner split_fp8(const GemmConfig& config) {
   for (const auto find : {find_split<96, 1, 2>, find_split<96, 2, 2>, find_split<112, 1, 2>, find_split<112, 2, 2>,
-                          find_split<128, 1, 2>, find_split<128, 2, 2>, find_split<128, 1, 4>}) {
+                          find_split<128, 1, 2>, find_split<128, 2, 2>, find_split<128, 1, 4>, find_split<64, 1, 1>,
+                          find_split<32, 1, 1>, find_split<64, 1, 2>}) {
     if (const DirectRunner runner = find(config)) return runner;
   }
   return nullptr;

@@ -2,10 +2,12 @@
 // multiprocessors idle, or small ones read too much.
 //
 // What a multiprocessor takes from the L2 cache per product falls with the size of a tile, and with few rows large
-// tiles are few. So the blocks of a cluster divide a tile's K: each multiplies its part, then sends the sums that
-// another one finishes to that one's shared memory; sums are added in the order of the parts. A launch is short;
-// besides that:
-// * The weights of the first steps, often all of them, are brought before the previous kernel has ended.
+// tiles are few. Where K is short, tiles are small, of 32 or 64 outputs: then their time is what they take from the
+// cache, 64 bytes a clock. Where it is long, the blocks of a cluster divide a larger tile's K: each multiplies its
+// part, then sends the sums that another one finishes to that one's shared memory; sums are added in the order of the
+// parts. A launch is short; besides that:
+// * The weights of the first steps are brought before the previous kernel has ended.
+// * What follows the last product has no branches, so that the compiler runs a thread's results side by side.
 // * Sums are sent to a place in the ring whose products are done, from thread to thread, and counted where they arrive:
 //   the exchange has no barrier of the cluster.
 // * Blocks of neighbouring row tiles may share what they load of W.

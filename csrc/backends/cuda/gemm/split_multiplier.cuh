@@ -1,6 +1,7 @@
 // The split kernel's warpgroups: products of a part of K, the exchange of sums between the blocks of a tile, results.
 #pragma once
 
+#include "backends/cuda/gemm/result_vector.cuh"
 #include "backends/cuda/gemm/split_ring.cuh"
 #include "backends/cuda/kernels/numeric.cuh"
 
@@ -231,10 +232,11 @@ class SplitMultiplier {
   __device__ __forceinline__ void store(const float (&owned)[Tile::kOwnedUnits][kUnitSums],
                                         const float (&row_scales)[2], const bool (&live)[2],
                                         const Residual& residual) const {
+    __nv_bfloat16* const first = p_.y + row_ * p_.y_stride + place_.first_column;
+    __nv_bfloat16* const rows[2] = {first, first + 8 * p_.y_stride};
 #pragma unroll
     for (int i = 0; i < Tile::kOwnedUnits; ++i) {
       const Unit u = unit(i);
-      if (!stored(i, u, live)) continue;
       const float row_scale = u.half == 0 ? row_scales[0] : row_scales[1];
       const float4 scales = *reinterpret_cast<const float4*>(shared_.scales + u.column);
       const float4 bias = *reinterpret_cast<const float4*>(shared_.scales + Tile::kOutputs + u.column);
@@ -242,17 +244,12 @@ class SplitMultiplier {
                                  fmaf(row_scale, __fmul_rn(scales.y, owned[i][1]), bias.y),
                                  fmaf(row_scale, __fmul_rn(scales.z, owned[i][2]), bias.z),
                                  fmaf(row_scale, __fmul_rn(scales.w, owned[i][3]), bias.w)};
-      if (p_.residual != nullptr) {
-        const uint2 before = residual.vectors[i];
-        values[0] = __fadd_rn(bits_as<float>(before.x << 16), values[0]);
-        values[1] = __fadd_rn(bits_as<float>(before.x & 0xffff0000u), values[1]);
-        values[2] = __fadd_rn(bits_as<float>(before.y << 16), values[2]);
-        values[3] = __fadd_rn(bits_as<float>(before.y & 0xffff0000u), values[3]);
-      }
-      uint2 rounded;
-      rounded.x = bits_as<std::uint32_t>(__floats2bfloat162_rn(values[0], values[1]));
-      rounded.y = bits_as<std::uint32_t>(__floats2bfloat162_rn(values[2], values[3]));
-      *reinterpret_cast<uint2*>(p_.y + (row_ + u.half * 8) * p_.y_stride + place_.first_column + u.column) = rounded;
+      const uint2 before = residual.vectors[i];  // zeros if there is none
+      values[0] = __fadd_rn(bits_as<float>(before.x << 16), values[0]);
+      values[1] = __fadd_rn(bits_as<float>(before.x & 0xffff0000u), values[1]);
+      values[2] = __fadd_rn(bits_as<float>(before.y << 16), values[2]);
+      values[3] = __fadd_rn(bits_as<float>(before.y & 0xffff0000u), values[3]);
+      store_whole((u.half == 0 ? rows[0] : rows[1]) + u.column, rounded(values), stored(i, u, live));
     }
   }
 

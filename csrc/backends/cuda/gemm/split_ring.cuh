@@ -102,8 +102,8 @@ __device__ __forceinline__ void expect_bytes(std::uint64_t* barrier, int bytes) 
                : "memory");
 }
 
-// One thread of each block: brings its own tokens and, in turns with the blocks that share them, the weights. Weights
-// come as early as there is room; tokens once the previous kernel has ended.
+// One thread of each block: brings its own tokens and, in turns with the blocks that share them, the weights. The
+// first weights come before the previous kernel ends.
 template <class Tile>
 class SplitProducer {
  public:
@@ -112,11 +112,14 @@ class SplitProducer {
 
   __device__ __forceinline__ void run() const {
     const int early = place_.depth.count < Tile::kSteps ? place_.depth.count : Tile::kSteps;
-    for (int k = 0; k < early; ++k) bring_weights(k, k);
+    const int ahead = early < kStepsAhead ? early : kStepsAhead;
+    for (int k = 0; k < ahead; ++k) bring_weights(k, k);
     wait_for_previous_kernel();
-    const int live_rows = live_rows_of(p_);  // arrives behind the first copies
-    for (int k = 0; k < early; ++k) bring_tokens(k, k);
-    if (place_.cluster_row >= live_rows) {
+    for (int k = 0; k < early; ++k) {
+      if (k >= ahead) bring_weights(k, k);
+      bring_tokens(k, k);
+    }
+    if (place_.cluster_row >= live_rows_of(p_)) {  // arrives behind the first copies
       // Copies into this block must not outlive it.
       for (int k = 0; k < early; ++k) wait_barrier(shared_.full + k, 0);
       return;

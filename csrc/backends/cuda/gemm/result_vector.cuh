@@ -1,0 +1,47 @@
+// Results of matrix products as threads store them.
+#pragma once
+
+#include "backends/cuda/kernels/numeric.cuh"
+
+namespace onerec::cuda::kernels {
+
+// BF16 values of neighbouring columns, in pairs.
+template <int kColumns>
+struct ResultVector {
+  std::uint32_t words[kColumns / 2];
+};
+
+template <int kColumns>
+__device__ __forceinline__ ResultVector<kColumns> rounded(const float (&values)[kColumns]) {
+  ResultVector<kColumns> v;
+#pragma unroll
+  for (int i = 0; i < kColumns / 2; ++i) {
+    v.words[i] = bits_as<std::uint32_t>(__floats2bfloat162_rn(values[2 * i], values[2 * i + 1]));
+  }
+  return v;
+}
+
+// At once: the compiler splits some of what store_vector() asks for. Nothing where `present` is not set, without a
+// branch, across which the compiler would not move what makes the next results.
+__device__ __forceinline__ void store_whole(__nv_bfloat16* to, const ResultVector<8>& v, bool present) {
+  asm volatile(
+      "{\n"
+      ".reg .pred present;\n"
+      "setp.ne.b32 present, %5, 0;\n"
+      "@present st.global.v4.u32 [%0], {%1, %2, %3, %4};\n"
+      "}" ::"l"(to),
+      "r"(v.words[0]), "r"(v.words[1]), "r"(v.words[2]), "r"(v.words[3]), "r"(static_cast<int>(present))
+      : "memory");
+}
+__device__ __forceinline__ void store_whole(__nv_bfloat16* to, const ResultVector<4>& v, bool present) {
+  asm volatile(
+      "{\n"
+      ".reg .pred present;\n"
+      "setp.ne.b32 present, %3, 0;\n"
+      "@present st.global.v2.u32 [%0], {%1, %2};\n"
+      "}" ::"l"(to),
+      "r"(v.words[0]), "r"(v.words[1]), "r"(static_cast<int>(present))
+      : "memory");
+}
+
+}  // namespace onerec::cuda::kernels
