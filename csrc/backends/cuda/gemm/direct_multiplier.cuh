@@ -60,7 +60,7 @@ class DirectMultiplier {
       }
     }
 #pragma unroll
-    for (int step = 0; step < Tile::kStoreSteps; ++step) store(step, results);
+    for (int step = 0; step < Tile::kStoreSteps; ++step) store<Moment::kAtTheEnd>(step, results);
   }
 
  private:
@@ -69,6 +69,9 @@ class DirectMultiplier {
   static constexpr int kWarpRows = 16;
   static constexpr int kVectorColumns = Tile::kVectorColumns;  // neighbouring columns of the result
   using Vector = ResultVector<kVectorColumns>;
+  // Whether results are stored behind the last products, a thread's side by side, or beside products, with few
+  // registers and instructions to spare.
+  enum class Moment { kBesideProducts, kAtTheEnd };
 
   // What is left of a thread's last tile, rounded to BF16: kValues: y; kSwigluValues: pairs of gate and up. The rest is
   // done while the next tile's first steps are multiplied.
@@ -157,7 +160,7 @@ class DirectMultiplier {
       if (k == Tile::kLead && group_ == 0 && results.row == Results::kNone) {
         pass_threads(kLeadBarrier, Tile::kMultipliers);
       }
-      if (results.row != Results::kNone) store(k, results);
+      if (results.row != Results::kNone) store<Moment::kBesideProducts>(k, results);
       if (k < p_.depth_steps) end_step(k == 0, sums);
     }
     for (int k = Tile::kStoreSteps; k < p_.depth_steps; ++k) {
@@ -257,7 +260,8 @@ class DirectMultiplier {
         }
       }
       if (kBiased || group < Tile::kStoredGroups) {
-        store_group(rounded(values), group, half, results);
+        store_group<Tile::kStoredGroups == 0 ? Moment::kAtTheEnd : Moment::kBesideProducts>(rounded(values), group,
+                                                                                            half, results);
       } else {
         hold(rounded(values), group, half, results);
       }
@@ -324,6 +328,7 @@ class DirectMultiplier {
   }
 
   // The part of the last tile that is finished in a step of the next one.
+  template <Moment kMoment>
   __device__ __forceinline__ void store(int step, Results& results) const {
     __nv_bfloat162 largest[2] = {bits_as<__nv_bfloat162>(0u), bits_as<__nv_bfloat162>(0u)};
 #pragma unroll
@@ -333,7 +338,7 @@ class DirectMultiplier {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const Vector vector = vector_of(group, half, results);
-        store_group(vector, group, half, results);
+        store_group<kMoment>(vector, group, half, results);
         for (const std::uint32_t word : vector.words) {
           largest[half] = __hmax2_nan(largest[half], __habs2(bits_as<__nv_bfloat162>(word)));
         }
@@ -349,9 +354,10 @@ class DirectMultiplier {
     }
   }
 
+  template <Moment kMoment>
   __device__ __forceinline__ void store_group(const Vector& vector, int group, int half, const Results& results) const {
     const bool present = results.live(half) && results.tile_column() + group * Tile::kGroupColumns < p_.columns;
-    if (Tile::kStoredGroups > 0 && !present) return;  // no register for the predicates
+    if (kMoment == Moment::kBesideProducts && !present) return;
     __nv_bfloat16* const row = p_.y + (results.row + half * 8) * p_.y_stride;
     store_whole(row + results.tile_column() + first_column(group), vector, present);
   }
