@@ -115,7 +115,7 @@ TEST(LinearSwiglu, Values) {
 }
 
 // Enough rows for a kernel that makes the codes itself: two bands of its tiles, the second one partial.
-constexpr std::int64_t kCodedRows = 2348;
+constexpr std::int64_t kCodedRows = 4396;
 constexpr std::int64_t kCodedInputs = 144;
 constexpr std::int64_t kCodedWidth = 256;
 
@@ -124,7 +124,7 @@ TEST(LinearSwiglu, CodesOfManyRows) {
   for (const std::int32_t live : {0, 1, 1000, static_cast<std::int32_t>(kCodedRows)}) {
     check_codes(sizes_of(live, kCodedRows, kCodedInputs, kCodedWidth, 16));
   }
-  check_codes(sizes_of(2100, 2100, 128, 352));
+  check_codes(sizes_of(4100, 4100, 128, 352));
 }
 
 // The workspace is measured without knowing whether the kernel is used, and without addresses.

@@ -78,7 +78,7 @@ void run(Stream& stream, const SmallLinearParams& product, const RowSource& sour
   using Value = typename kernels::WeightTraits<kKind>::Value;
   // All blocks are there at once and have as many groups of outputs as the others, if they can.
   const std::int64_t groups = kernels::small_linear_blocks(product.outputs, product.split);
-  const std::int64_t resident = std::int64_t{multiprocessors} * kernels::kPreparedBlocks<kMaker>;
+  const std::int64_t resident = std::int64_t{multiprocessors} * kernels::kPreparedBlocks<kMaker, kRows>;
   const std::int64_t turns = (groups + resident - 1) / resident;
   const dim3 grid(static_cast<unsigned>((groups + turns - 1) / turns));
   const std::int64_t bytes = kernels::prepared_linear_bytes(product.inputs, sizeof(Value), kRows);

@@ -59,7 +59,7 @@ std::string name_of(const GemmConfig& c) {
 }
 
 // With fewer rows, what is to be cleared and the wait for the last tiles cost more than is gained (tune_gemms).
-constexpr std::int64_t kLeastCodedRows = 2048;
+constexpr std::int64_t kLeastCodedRows = 4096;
 
 bool may_be_coded(const LinearSwigluParams& p) {
   return p.weight->format == WeightFormat::kFp8Channel && p.quantized.scale_kind == ScaleKind::kPerRow &&

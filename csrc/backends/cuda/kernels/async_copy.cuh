@@ -54,4 +54,13 @@ __device__ __forceinline__ void prefetch_to_l2(const void* global, std::uint32_t
 #endif
 }
 
+// The same of the whole block, in pieces: the copy engine takes about as long for one of 2 KB as for one of 8.
+__device__ __forceinline__ void prefetch_all_to_l2(const void* global, std::int64_t bytes) {
+  constexpr std::int64_t kPiece = 16 * 1024;
+  for (std::int64_t at = threadIdx.x * kPiece; at < bytes; at += blockDim.x * kPiece) {
+    const std::int64_t left = bytes - at;
+    prefetch_to_l2(static_cast<const char*>(global) + at, static_cast<std::uint32_t>(left < kPiece ? left : kPiece));
+  }
+}
+
 }  // namespace onerec::cuda::kernels

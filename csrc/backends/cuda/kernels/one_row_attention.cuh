@@ -25,8 +25,9 @@ struct OneRowArguments : AttentionTensors<bf16> {
   std::uint64_t group_reciprocal = 0;  // head_reciprocal() of the heads that share keys and values
   int splits = 1;                      // parts of a context: as many as blocks, if those have a cluster
   float scale = 0.0f;
-  std::int64_t prefetch_tokens = 0;  // of k and v, by capacity: to be asked for before the kernel waits
-  std::uint32_t prefetch_bytes = 0;  // of a token, in each of them
+  std::int64_t prefetch_pieces = 0;  // of k and v, by capacity: to be asked for before the kernel waits
+  int prefetch_tokens = 1;           // of a piece
+  std::uint32_t prefetch_bytes = 0;  // of a piece of each of them
 };
 
 // index * head_reciprocal(divisor) >> 32 is index / divisor, both below 2^16.
@@ -254,7 +255,8 @@ __device__ __forceinline__ void prefetch_context(const OneRowArguments& args) {
   const std::int64_t block = (static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
   // A warp's lanes take turns at asking: neighbours in this order are in different warps.
   const int thread = lane_index() * kOneRowWarps + warp_index();
-  for (std::int64_t token = block + thread * blocks; token < args.prefetch_tokens; token += blocks * kOneRowThreads) {
+  for (std::int64_t piece = block + thread * blocks; piece < args.prefetch_pieces; piece += blocks * kOneRowThreads) {
+    const std::int64_t token = piece * args.prefetch_tokens;
     prefetch_to_l2(args.k + token * args.k_stride, args.prefetch_bytes);
     if constexpr (!Tile::kShared) prefetch_to_l2(args.v + token * args.v_stride, args.prefetch_bytes);
   }

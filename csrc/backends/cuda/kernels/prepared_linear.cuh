@@ -124,14 +124,14 @@ __host__ __device__ constexpr std::int64_t prepared_linear_bytes(std::int64_t in
 }
 
 // Blocks that a multiprocessor holds.
-template <RowMaker kMaker>
-inline constexpr int kPreparedBlocks = kMaker == RowMaker::kSwiglu ? 2 : 3;
+template <RowMaker kMaker, int kRows>
+inline constexpr int kPreparedBlocks = kMaker == RowMaker::kSwiglu || kRows > 1 ? 2 : 3;
 
 // At most kRows rows, whole vectors everywhere, W of one expert and without scales of blocks; p.x, p.x_scales and
 // p.vectors are not looked at. Nothing that `from` names overlaps y. Grid: small_linear_blocks() or fewer (a block then
 // makes its rows once for several groups of outputs). Dynamic shared memory: prepared_linear_bytes().
 template <WeightKind kKind, class Y, int kRows, class T, RowMaker kMaker>
-__global__ void __launch_bounds__(kSmallLinearThreads, kPreparedBlocks<kMaker>)
+__global__ void __launch_bounds__(kSmallLinearThreads, kPreparedBlocks<kMaker, kRows>)
     prepared_linear_kernel(SmallLinearParams p, const __grid_constant__ RowSource from) {
   using Value = typename WeightTraits<kKind>::Value;
   static_assert(kKind == WeightKind::kFp8Channel || std::is_same_v<T, Value>, "dense values are made as they are read");

@@ -14,6 +14,7 @@
 
 #include "backends/cuda/kernels/async_copy.cuh"
 #include "backends/cuda/kernels/block.cuh"
+#include "backends/cuda/kernels/code_products.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
 #include "backends/cuda/kernels/numeric.cuh"
 
@@ -48,7 +49,12 @@ struct SmallLinearParams {
 inline constexpr int kSmallLinearThreads = 256;
 inline constexpr int kSmallLinearWarps = kSmallLinearThreads / kWarp;
 inline constexpr int kSmallLinearOutputs = 2;  // of a warp
-inline constexpr int kSmallLinearAhead = 4;    // vectors of a lane and output that are under way
+// Blocks that a multiprocessor holds.
+template <int kRows>
+inline constexpr int kSmallLinearBlocks = kRows == 1   ? 4
+                                          : kRows <= 4 ? 3
+                                                       : 2;
+inline constexpr int kSmallLinearAhead = 4;  // vectors of a lane and output that are under way
 
 // Vectors of shared memory that a block's weights pass through.
 constexpr int small_linear_slots() { return kSmallLinearAhead * kSmallLinearOutputs * kSmallLinearThreads; }
@@ -209,14 +215,14 @@ class WeightStream {
     for (int turn = 0; turn < kAhead; ++turn) bring(turn);
   }
 
-  // Asks for what the block reads of these outputs behind the first `turns` turns, for L2.
+  // Asks for the block's rows of W, for L2, unless the first `turns` turns bring all of them.
   __device__ __forceinline__ void prefetch(const SmallLinearParams& p, const OutputShare& share, int turns) const {
-    const int vectors = p.vectors != 0 ? static_cast<int>(p.inputs / Traits::kVector) : 0;
-    const int held = turns * step_;
-    const std::int64_t output = share.block + threadIdx.x;
-    if (held >= vectors || static_cast<int>(threadIdx.x) >= share.teams * kOutputs || output >= p.outputs) return;
-    prefetch_to_l2(static_cast<const Value*>(p.weights) + output * p.inputs + held * Traits::kVector,
-                   static_cast<std::uint32_t>(vectors - held) * 16);
+    const std::int64_t vectors = p.vectors != 0 ? p.inputs / Traits::kVector : 0;
+    const std::int64_t owned = std::int64_t{share.teams} * kOutputs;
+    const std::int64_t left = p.outputs - share.block;
+    if (turns * step_ >= vectors || left <= 0) return;
+    prefetch_all_to_l2(static_cast<const Value*>(p.weights) + share.block * p.inputs,
+                       (owned < left ? owned : left) * vectors * 16);
   }
 
   // Calls visit(vectors, column) for every turn, and brings new ones meanwhile.
@@ -228,6 +234,22 @@ class WeightStream {
       uint4 vectors[kOutputs];
 #pragma unroll
       for (int o = 0; o < kOutputs; ++o) vectors[o] = *slot(turn, o);
+      visit(vectors, vector * Traits::kVector);
+      bring(turn + kAhead);
+    }
+  }
+
+  // The same for a warp's lanes together: visit(vectors, column) is called in all of them, with zeros behind the last
+  // vector.
+  template <class Visit>
+  __device__ __forceinline__ void each_together(const Visit& visit) {
+    int turn = 0;
+    for (int base = first_ - lane_index(); base < vectors_; base += step_, ++turn) {
+      wait_for_copies<kAhead - 1>();
+      const int vector = base + lane_index();
+      uint4 vectors[kOutputs];
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) vectors[o] = vector < vectors_ ? *slot(turn, o) : make_uint4(0, 0, 0, 0);
       visit(vectors, vector * Traits::kVector);
       bring(turn + kAhead);
     }
@@ -319,8 +341,30 @@ struct SmallLinearSums {
     }
   }
 
+  __device__ __forceinline__ void add_codes(Weights& weights) {
+    CodeProducts products[kRows];
+    weights.each_together([&](const uint4(&vectors)[kOutputs], int column) {
+      const bool present = column < p.inputs;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (r >= chunk.count) continue;
+        const uint4 v = present ? load_vector(x + r * p.x_stride + column) : make_uint4(0, 0, 0, 0);
+        products[r].add(vectors[0], vectors[1], v);
+      }
+    });
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) sums[r * kOutputs + o] = products[r].share(o);
+    }
+  }
+
   __device__ __forceinline__ void add_vectors(Weights& weights) {
-    weights.each([&](const uint4(&vectors)[kOutputs], int column) { add_vector(weights, vectors, column); });
+    if constexpr (kKind == WeightKind::kFp8Channel) {
+      add_codes(weights);
+    } else {
+      weights.each([&](const uint4(&vectors)[kOutputs], int column) { add_vector(weights, vectors, column); });
+    }
   }
 
   // Value by value, for any alignment.
@@ -421,7 +465,8 @@ __device__ __forceinline__ void multiply_chunk(const SmallLinearParams& p, const
 
 // Dynamic shared memory: small_linear_slots() vectors.
 template <WeightKind kKind, class Y, int kRows>
-__global__ void __launch_bounds__(kSmallLinearThreads, kRows == 1 ? 4 : 3) small_linear_kernel(SmallLinearParams p) {
+__global__ void __launch_bounds__(kSmallLinearThreads, kSmallLinearBlocks<kRows>)
+    small_linear_kernel(SmallLinearParams p) {
   __shared__ float parts[kSmallLinearWarps][kRows * kSmallLinearOutputs];
   const OutputShare share(p, blockIdx.x);
   WeightStream<kKind> weights(share, dynamic_shared<uint4>());
