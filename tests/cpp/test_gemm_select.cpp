@@ -79,6 +79,24 @@ TEST(GemmSelect, TheModelMakesFewTilesSmaller) {
   EXPECT_LE(config.tile_rows * config.tile_outputs, 128 * 128);
 }
 
+// What was measured to be the quickest at one request of 512 beams: no block waits for another one's sums.
+TEST(GemmSelect, ShortProductsOfFewRowsTakeSmallTiles) {
+  const auto config = [](std::int64_t outputs, std::int64_t inputs) {
+    return kGemmConfigs[select_gemm(
+        {.types = GemmTypes::kFp8ToBf16, .rows = 512, .outputs = outputs, .inputs = inputs})];
+  };
+  const auto expect_tile = [&](std::int64_t outputs, std::int64_t inputs, int tile_outputs) {
+    EXPECT_EQ(config(outputs, inputs).schedule, GemmSchedule::kSplit);
+    EXPECT_EQ(config(outputs, inputs).depth_parts, 1);
+    EXPECT_EQ(config(outputs, inputs).tile_outputs, tile_outputs);
+  };
+  expect_tile(640, 640, 32);
+  expect_tile(1920, 640, 64);
+  expect_tile(1408, 1408, 64);
+  expect_tile(1792, 1792, 64);
+  EXPECT_EQ(config(1792, 7168).depth_parts, 2);  // in a generation
+}
+
 TEST(GemmSelect, TheModelGivesSwigluAKernelForAnyShape) {
   for (const std::int64_t rows : kRows) {
     const int chosen =

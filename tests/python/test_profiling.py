@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import accuracy
 import bench_engine_gpu
 import gpu_page
 import numpy as np
@@ -323,3 +324,10 @@ def test_the_gpu_page_says_what_the_figures_say() -> None:
     kernels = sorted(results.glob("kernels_*.json"))
     page = gpu_page.page(engine, ladders, ops, list(zip([path.stem for path in kernels], load(kernels), strict=True)))
     assert page == gpu_page.PAGE.read_text(encoding="utf-8")
+
+
+def test_the_accuracy_page_says_what_the_figures_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = tmp_path / "accuracy.md"
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--page-only", "--page", str(written)])
+    assert accuracy.main() == 0
+    assert written.read_text(encoding="utf-8") == (accuracy.ROOT / "docs/accuracy.md").read_text(encoding="utf-8")

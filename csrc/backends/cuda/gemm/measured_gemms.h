@@ -1,6 +1,7 @@
 // Measured winners of the matrix product, ahead of the model of gemm_select.cpp. A row says: for weights
 // [outputs, inputs] and min_rows to max_rows rows, `config` (an index of kGemmConfigs, or -1 for the plain kernel) took
-// the least time. Rows are searched in order.
+// the least time, by itself or, where IN_GENERATIONS of tune_gemms.py says so, in a generation. Rows are searched in
+// order.
 #pragma once
 
 #include <array>

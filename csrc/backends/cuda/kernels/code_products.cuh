@@ -12,7 +12,8 @@ namespace onerec::cuda::kernels {
 // The matrix instruction multiplies 16 rows of 32 codes by 8 columns. Rows 0 to 7 are the first vector's codes of lanes
 // 0 to 3, 4 to 7, ..., rows 8 to 15 the second one's, columns the third one's: each lane's registers are what it has.
 // Of the sums only those of the same four lanes' row and column are wanted, an eighth of all; the conversions that
-// ordinary cores would need take far longer.
+// ordinary cores would need take far longer. The compiler turns codes into FP16, exactly, and sums in FP32. On the
+// host, which has no such instruction, every lane adds up its own products.
 class CodeProducts {
  public:
   // All lanes of the warp.

@@ -49,12 +49,13 @@ struct SmallLinearParams {
 inline constexpr int kSmallLinearThreads = 256;
 inline constexpr int kSmallLinearWarps = kSmallLinearThreads / kWarp;
 inline constexpr int kSmallLinearOutputs = 2;  // of a warp
+inline constexpr int kSmallLinearAhead = 4;    // vectors of a lane and output that are under way
+
 // Blocks that a multiprocessor holds.
-template <int kRows>
-inline constexpr int kSmallLinearBlocks = kRows == 1   ? 4
-                                          : kRows <= 4 ? 3
-                                                       : 2;
-inline constexpr int kSmallLinearAhead = 4;  // vectors of a lane and output that are under way
+constexpr int small_linear_resident(int rows) {
+  if (rows == 1) return 4;
+  return rows <= 4 ? 3 : 2;
+}
 
 // Vectors of shared memory that a block's weights pass through.
 constexpr int small_linear_slots() { return kSmallLinearAhead * kSmallLinearOutputs * kSmallLinearThreads; }
@@ -465,7 +466,7 @@ __device__ __forceinline__ void multiply_chunk(const SmallLinearParams& p, const
 
 // Dynamic shared memory: small_linear_slots() vectors.
 template <WeightKind kKind, class Y, int kRows>
-__global__ void __launch_bounds__(kSmallLinearThreads, kSmallLinearBlocks<kRows>)
+__global__ void __launch_bounds__(kSmallLinearThreads, small_linear_resident(kRows))
     small_linear_kernel(SmallLinearParams p) {
   __shared__ float parts[kSmallLinearWarps][kRows * kSmallLinearOutputs];
   const OutputShare share(p, blockIdx.x);
