@@ -86,16 +86,18 @@ def expand(beams: Beams, catalogue: Catalogue, trie: TrieIndex) -> Found:
         # A beam is at least one result, so that none behind the first num_results of a request is looked up.
         sizes = np.minimum(sizes, beams.num_results)
         beam = beam[ranges(bounds[:-1], sizes)]
-    owner = np.repeat(np.arange(size), sizes)
     leaf = beams.leaves[beam].astype(np.int64)
-    free = np.flatnonzero(~beams.constrained[owner])
-    if free.size:
-        leaf[free] = trie.leaves_of(beams.codes[beam[free]])
+    free = not beams.constrained.all()
+    if free:
+        of_free = np.flatnonzero(~np.repeat(beams.constrained, sizes))
+        leaf[of_free] = trie.leaves_of(beams.codes[beam[of_free]])
     position = trie.leaf_items[leaf].astype(np.int64)
     count = trie.leaf_items[leaf + 1] - position
-    position[leaf < 0] = NO_ITEM
-    count[leaf < 0] = 1
+    if free:
+        position[leaf < 0] = NO_ITEM
+        count[leaf < 0] = 1
     if beams.excluded.size or (count != 1).any():
+        owner = np.repeat(np.arange(size), sizes)
         beam, owner, position = np.repeat(beam, count), np.repeat(owner, count), ranges(position, count)
         if beams.excluded.size:
             keep = ~_is_excluded(owner, position, beams, len(catalogue))
@@ -105,8 +107,9 @@ def expand(beams: Beams, catalogue: Catalogue, trie: TrieIndex) -> Found:
         beam, owner, position = beam[keep], owner[keep], position[keep]
         sizes = np.bincount(owner, minlength=size)
     legal = position >= 0
+    items = catalogue.item_ids[trie.order[position]]
     return Found(
-        items=np.where(legal, catalogue.item_ids[trie.order[position]], NO_ITEM),
+        items=np.where(legal, items, NO_ITEM) if free else items,
         semantic_ids=beams.codes[beam],
         logprobs=beams.scores[beam],
         legal=legal,

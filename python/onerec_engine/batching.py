@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,17 @@ class Tokens:
     categorical: npt.NDArray[np.int32]
     dense: npt.NDArray[np.float32]
 
+    def arrays(self, take: Any) -> Arrays:
+        """What `_C.Core.run` takes of the tokens `take`, an index of arrays, besides their rows."""
+        out: Arrays = {
+            f"{self.name}.positions": self.positions[take],
+            f"{self.name}.categorical": self.categorical[take],
+            f"{self.name}.dense": self.dense[take],
+        }
+        if self.codes is not None:
+            out[f"{self.name}.codes"] = self.codes[take]
+        return out
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
@@ -80,7 +92,8 @@ class Packed:
 
     def arrays(self, chosen: Ints) -> Arrays:
         """What `_C.Core.run` takes for the requests `chosen`, int64 [b], in that order."""
-        whole = chosen.size == self.size and bool((chosen == np.arange(self.size)).all())
+        if chosen.size == self.size and (chosen == np.arange(self.size)).all():
+            return self._all_arrays()
         context_offsets = offsets_of(self.context_sizes[chosen])
         out: Arrays = {
             "context_offsets": context_offsets.astype(np.int32),
@@ -91,20 +104,34 @@ class Packed:
         for tokens in self.tokens:
             starts = tokens.offsets[chosen]
             sizes = tokens.offsets[chosen + 1] - starts
-            take = _EVERYTHING if whole else ranges(starts, sizes)
-            if tokens.codes is not None:
-                out[f"{tokens.name}.codes"] = tokens.codes[take]
-            out[f"{tokens.name}.positions"] = tokens.positions[take]
-            # A pathway alone fills the contexts.
-            rows = np.arange(context_offsets[-1]) if len(self.tokens) == 1 else ranges(place, sizes)
-            out[f"{tokens.name}.rows"] = rows.astype(np.int32)
-            out[f"{tokens.name}.categorical"] = tokens.categorical[take]
-            out[f"{tokens.name}.dense"] = tokens.dense[take]
+            out |= tokens.arrays(ranges(starts, sizes))
+            out[f"{tokens.name}.rows"] = ranges(place, sizes).astype(np.int32)
             place = place + sizes
         starts = self.excluded_offsets[chosen]
         sizes = self.excluded_offsets[chosen + 1] - starts
-        out["excluded"] = self.excluded[_EVERYTHING if whole else ranges(starts, sizes)]
+        out["excluded"] = self.excluded[ranges(starts, sizes)]
         out["excluded_offsets"] = offsets_of(sizes).astype(np.int32)
+        return out
+
+    def _all_arrays(self) -> Arrays:
+        """The same for all requests in their order, of which nothing need be copied."""
+        context_offsets = offsets_of(self.context_sizes)
+        out: Arrays = {
+            "context_offsets": context_offsets.astype(np.int32),
+            "widths": self.widths,
+            "constrained": self.constrained,
+            "excluded": self.excluded,
+            "excluded_offsets": self.excluded_offsets.astype(np.int32),
+        }
+        place = context_offsets[:-1]
+        for tokens in self.tokens:
+            out |= tokens.arrays(_EVERYTHING)
+            if len(self.tokens) == 1:  # it fills the contexts
+                out[f"{tokens.name}.rows"] = np.arange(context_offsets[-1], dtype=np.int32)
+                return out
+            sizes = sizes_of(tokens.offsets)
+            out[f"{tokens.name}.rows"] = ranges(place, sizes).astype(np.int32)
+            place = place + sizes
         return out
 
 
@@ -164,7 +191,8 @@ def pack(
     unknown = np.zeros(columns.size, np.int64)
     truncated = np.zeros(columns.size, np.int64)
     for source, found in known.items():
-        unknown += sizes_of(columns.sources[source].offsets) - sizes_of(found.items.offsets)
+        if found.rows is not None:
+            unknown += sizes_of(columns.sources[source].offsets) - sizes_of(found.items.offsets)
         room = [m for p, m in zip(config.pathways, limits, strict=True) if p.kind == "items" and p.source == source]
         if room:
             truncated += np.maximum(sizes_of(found.items.offsets) - max(room), 0)
@@ -181,7 +209,7 @@ def pack(
         constrained=columns.constrained.astype(np.uint8),
         excluded=excluded.values.astype(np.int32),
         excluded_offsets=excluded.offsets,
-        context_sizes=np.sum(sizes, axis=0, dtype=np.int64),
+        context_sizes=reduce(np.add, sizes),
         unknown=unknown,
         truncated=truncated,
     )
@@ -264,6 +292,8 @@ def _excluded(columns: Columns, history: Ragged, catalogue: Catalogue, trie: Tri
 
 def _useful_widths(columns: Columns, config: OneRecV2Config, trie: TrieIndex) -> npt.NDArray[np.int32]:
     """Widths without beams that can never live: more than there are prefixes in the catalogue, or in the codebooks."""
+    if columns.constrained.all():
+        return np.minimum(columns.widths, trie.edges).astype(np.int32)
     free, reach = [], 1
     for size in config.codebook_sizes:
         reach = min(reach * size, 1 << 31)

@@ -129,8 +129,9 @@ class Catalogue:
         """
         ids = self.item_ids
         if self._dense:
-            known = (item_ids >= ids[0]) & (item_ids <= ids[-1])
-            return np.where(known, item_ids - ids[0], -1)
+            # Differences wrap around: seen without a sign, those of unknown ids are beyond the last item's.
+            at = np.subtract(item_ids, ids[0])
+            return np.where(at.view(np.uint64) < ids.size, at, -1)
         at = np.minimum(np.searchsorted(ids, item_ids), ids.size - 1)
         return np.where(ids[at] == item_ids, at, -1)
 
