@@ -55,8 +55,8 @@ inline constexpr GemmConfig kGemmConfigs[] = {
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 1, GemmSchedule::kSplit, 2},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kSplit, 2},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 1, GemmSchedule::kSplit, 4},
-    {GemmTypes::kFp8ToBf16, 128, 64, 128, 1, GemmSchedule::kSplit},
-    {GemmTypes::kFp8ToBf16, 128, 32, 128, 1, GemmSchedule::kSplit},
+    {GemmTypes::kFp8ToBf16, 128, 64, 128, 1, GemmSchedule::kSplit, 1},
+    {GemmTypes::kFp8ToBf16, 128, 32, 128, 1, GemmSchedule::kSplit, 1},
     {GemmTypes::kFp8ToBf16, 128, 64, 128, 1, GemmSchedule::kSplit, 2},
 };
 inline constexpr int kGemmConfigCount = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
