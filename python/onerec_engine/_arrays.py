@@ -78,6 +78,8 @@ def sizes_of(offsets: Ints) -> Ints:
 
 def ranges(starts: Ints, sizes: Ints) -> Ints:
     """The integers [starts[i], starts[i] + sizes[i]) of each i, one after another."""
+    if starts.size == 1:
+        return np.arange(starts[0], starts[0] + sizes[0])
     offsets = offsets_of(sizes)
     return np.repeat(starts - offsets[:-1], sizes) + np.arange(offsets[-1])
 
