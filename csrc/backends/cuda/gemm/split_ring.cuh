@@ -40,6 +40,7 @@ struct SplitTile {
 
   static_assert(kTokens == kWarpgroups * kMmaRows, "a warpgroup's tokens are the rows of one instruction");
   static_assert(kOutputs % kSplitGroup == 0 && kWeightBytes % kAlignment == 0, "tiles are whole groups of rows");
+  static_assert(kUnits % kParts == 0, "every block owns as many units");
   static_assert(kSteps >= kParts + 1, "what is received takes steps whose products are done: receiving_step()");
   static_assert(kParts == 1 || kOwnedUnits * kUnitBytes <= kStepBytes, "what is received from a block takes one step");
 };
