@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ _CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "temperatur
 def gpu_facts(commit: str | None, seed: int | None = None) -> dict[str, Any]:
     """Everything that a results file says about its circumstances."""
     facts: dict[str, Any] = {
-        "command": "python " + shlex.join(sys.argv),
+        "command": _command(sys.argv),
         "commit": commit or commit_of(ROOT),
         "seed": seed,
         "build": build_info(),
@@ -65,6 +66,11 @@ def _query(fields: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return answer.splitlines()[0] if answer else ""
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command line, without the folders of files outside the project."""
+    return "python " + shlex.join(Path(word).name if Path(word).is_absolute() else word for word in arguments)
 
 
 def _run(*command: str) -> str:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from gpu_facts import gpu_facts
@@ -153,6 +154,12 @@ def main() -> int:
         for shape, rows, best, modelled in winners(report["lines"])
     ]
     print(table(["types", "N", "K", "rows", "winner", "us", "modelled", "modelled / winner"], cells, "<>>><><>"))
+    ratios = [
+        modelled["us"] / best["us"]
+        for shape, _, best, modelled in winners(report["lines"])
+        if shape[0] in ENUMS and modelled["us"] < math.inf
+    ]
+    print(f"What the model expects to win takes {geometric_mean(ratios):.3f} of the winner's time (geometric mean).")
     for line in wrong:
         print(f"WRONG by {line['difference']:.1e}: {line}")
     if args.write:

@@ -126,11 +126,10 @@ class Packed:
         place = context_offsets[:-1]
         for tokens in self.tokens:
             out |= tokens.arrays(_EVERYTHING)
-            if len(self.tokens) == 1:  # it fills the contexts
-                out[f"{tokens.name}.rows"] = np.arange(context_offsets[-1], dtype=np.int32)
-                return out
             sizes = sizes_of(tokens.offsets)
-            out[f"{tokens.name}.rows"] = ranges(place, sizes).astype(np.int32)
+            # A pathway alone fills the contexts.
+            rows = np.arange(context_offsets[-1]) if len(self.tokens) == 1 else ranges(place, sizes)
+            out[f"{tokens.name}.rows"] = rows.astype(np.int32)
             place = place + sizes
         return out
 

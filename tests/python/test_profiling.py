@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import accuracy
 import bench_engine_gpu
+import gpu_facts
 import gpu_page
 import numpy as np
 import pytest
@@ -331,3 +333,13 @@ def test_the_accuracy_page_says_what_the_figures_say(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["accuracy.py", "--page-only", "--page", str(written)])
     assert accuracy.main() == 0
     assert written.read_text(encoding="utf-8") == (accuracy.ROOT / "docs/accuracy.md").read_text(encoding="utf-8")
+
+
+def test_recorded_commands_name_no_folder_outside_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["profiling/bench_engine.py", "--program", "build/bin/program", "--json", "/somewhere/else/bench.json"]
+    monkeypatch.setattr(sys, "argv", argv)
+    recorded = gpu_facts.gpu_facts("1234567")["command"]
+    assert recorded == "python profiling/bench_engine.py --program build/bin/program --json bench.json"
+    for path in (PROFILING / "results").glob("*.json"):
+        for command in re.findall(r'"command": "([^"]*)"', path.read_text(encoding="utf-8")):
+            assert not [word for word in command.split() if word.startswith(("/", "."))], path.name
