@@ -64,7 +64,9 @@ TEST(GemmSelect, TheModelStreamsTheWeightsForOneRowAndUsesTheTensorCoresForMany)
       GemmShape shape{.types = types, .rows = 1, .outputs = outputs, .inputs = 1792};
       EXPECT_EQ(select_gemm(shape), kPlainGemm);
       // The widest one in FP8 takes as long on the tensor cores: there the table decides.
-      if (outputs != 14336 || types != GemmTypes::kFp8ToBf16) EXPECT_EQ(model_gemm(shape), kPlainGemm);
+      if (outputs != 14336 || types != GemmTypes::kFp8ToBf16) {
+        EXPECT_EQ(model_gemm(shape), kPlainGemm);
+      }
       shape.rows = 64;
       EXPECT_NE(model_gemm(shape), kPlainGemm);
       shape.rows = 16384;
