@@ -98,7 +98,13 @@ def _arguments() -> argparse.Namespace:
     gpu.add_argument("--codebook", type=int, default=8192, help="codes of a level (default: 8192)")
     gpu.add_argument("--commit", help="what is measured (default: ask git)")
     parser.set_defaults(gpu_rows=None)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("found no GPU")
+    return args
 
 
 def _workloads(args: argparse.Namespace, work: Path) -> list[Workload]:
