@@ -41,6 +41,7 @@ DEVICE_TESTS = (
     "test_prepared_linear",
     "test_quantize",
     "test_rms_norm",
+    "test_routed_feed_forward",
     "test_self_attention",
     "test_stream",
     "test_swiglu",

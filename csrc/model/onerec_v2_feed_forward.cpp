@@ -157,18 +157,28 @@ FeedForward::SortedRows FeedForward::sorted_rows(std::int64_t rows) const {
   return {alignment, sorted_capacity(rows, experts, top_k, alignment)};
 }
 
-void FeedForward::expert_hidden(const FeedForwardWeights& weights, const SortedRows& sorted) {
+void FeedForward::experts(const FeedForwardWeights& weights, const SortedRows& sorted) {
+  const Extent extent{sorted.capacity, offsets_ + model_.config().n_routed_experts};
+  const GatherRowsParams gather{.x = expert_x_, .sources = sources_, .sorted = sorted_x_, .sorted_rows = extent};
+  const GroupedLinearParams second{.x = sorted_hidden_,
+                                   .weight = weights.down.get(),
+                                   .offsets = offsets_,
+                                   .y = sorted_out_,
+                                   .rows_capacity = sorted.capacity,
+                                   .alignment = sorted.alignment};
   if (sorted_hidden_.scale_kind == ScaleKind::kPerBlock) {
-    grouped_swiglu(context_, {.x = sorted_x_,
-                              .weight = weights.gate_up.get(),
-                              .offsets = offsets_,
-                              .width = weights.width,
-                              .gate_up = sorted_gate_up_,
-                              .quantized = sorted_hidden_,
-                              .rows_capacity = sorted.capacity,
-                              .alignment = sorted.alignment});
-    return;
+    return routed_feed_forward(context_, {.gather = gather,
+                                          .first = {.x = sorted_x_,
+                                                    .weight = weights.gate_up.get(),
+                                                    .offsets = offsets_,
+                                                    .width = weights.width,
+                                                    .gate_up = sorted_gate_up_,
+                                                    .quantized = sorted_hidden_,
+                                                    .rows_capacity = sorted.capacity,
+                                                    .alignment = sorted.alignment},
+                                          .second = second});
   }
+  gather_rows(context_, gather);
   grouped_linear(context_, {.x = sorted_x_,
                             .weight = weights.gate_up.get(),
                             .offsets = offsets_,
@@ -179,7 +189,8 @@ void FeedForward::expert_hidden(const FeedForwardWeights& weights, const SortedR
                     .width = weights.width,
                     .y = values_of(sorted_hidden_),
                     .quantized = codes_of(sorted_hidden_),
-                    .rows = {sorted.capacity, offsets_ + model_.config().n_routed_experts}});
+                    .rows = extent});
+  grouped_linear(context_, second);
 }
 
 void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
@@ -188,7 +199,6 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
   const std::int64_t d = config.hidden_size;
   const std::int64_t top_k = config.num_experts_per_tok;
   const SortedRows sorted = sorted_rows(rows.capacity);
-  const Extent sorted_extent{sorted.capacity, offsets_ + config.n_routed_experts};
   const bool has_shared = layer.shared.width > 0;
 
   stream.make(norm(h, layer, rows));
@@ -214,15 +224,7 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
                    .slots = slots_,
                    .sources = sources_,
                    .rows = rows});
-  gather_rows(context_, {.x = expert_x_, .sources = sources_, .sorted = sorted_x_, .sorted_rows = sorted_extent});
-  expert_hidden(layer.experts, sorted);
-  grouped_linear(context_, {.x = sorted_hidden_,
-                            .weight = layer.experts.down.get(),
-                            .offsets = offsets_,
-                            .y = sorted_out_,
-                            .rows_capacity = sorted.capacity,
-                            .alignment = sorted.alignment});
-
+  experts(layer.experts, sorted);
   if (fork) {
     fork->join();
   } else if (has_shared) {

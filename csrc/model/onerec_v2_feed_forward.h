@@ -43,8 +43,8 @@ class FeedForward {
   SortedRows sorted_rows(std::int64_t rows) const;
   void mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
                const RmsNormParams& next);
-  // sorted_hidden_ from sorted_x_.
-  void expert_hidden(const FeedForwardWeights& weights, const SortedRows& sorted);
+  // sorted_out_ from expert_x_ and sources_.
+  void experts(const FeedForwardWeights& weights, const SortedRows& sorted);
   // Input of a MoE layer's shared network: its codes have a scale per row, those of the experts may have one per block.
   const Operand& shared_x() const { return expert_x_.scale_kind == ScaleKind::kPerBlock ? x_ : expert_x_; }
 

@@ -18,6 +18,7 @@
 #include "ops/prepared_linear.h"
 #include "ops/quantize.h"
 #include "ops/rms_norm.h"
+#include "ops/routed_feed_forward.h"
 #include "ops/self_attention.h"
 #include "ops/swiglu.h"
 
@@ -69,6 +70,11 @@ class Backend {
   virtual std::size_t route_workspace(const RouteParams&) const { return 0; }
   virtual void route(Stream&, const RouteParams&, Workspace) = 0;
   virtual void gather_rows(Stream&, const GatherRowsParams&) = 0;
+  // Whether routed_feed_forward() does both products of these params in one kernel; if not, the op issues its parts. Its
+  // workspace does not depend on addresses.
+  virtual bool fuses_routed_feed_forward(const RoutedFeedForwardParams&) const { return false; }
+  virtual std::size_t routed_feed_forward_workspace(const RoutedFeedForwardParams&) const { return 0; }
+  virtual void routed_feed_forward(Stream&, const RoutedFeedForwardParams&, Workspace);
   virtual void moe_combine(Stream&, const MoeCombineParams&) = 0;
   // Whether combine_norm() does these params in one kernel; if not, the op issues its parts.
   virtual bool fuses_combine_norm(const CombineNormParams&) const { return false; }

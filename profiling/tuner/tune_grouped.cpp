@@ -4,7 +4,8 @@
 // Prints a line per product, number of rows and kernel: microseconds of one call (the median of replays of a CUDA graph
 // of several calls; the weights are larger than the L2 cache), TFLOP/s of the routed rows, TB/s of the least that has
 // to be read and written, the largest difference from the first kernel's result in each expert's first and last rows
-// over the largest magnitude there, and whether the engine chooses the kernel.
+// over the largest magnitude there, and whether the engine chooses the kernel. Where one kernel can do both products, they
+// are timed with the gather in front of them as well, in turns: as parts, and as that kernel.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -20,6 +21,7 @@
 
 #include "backends/cuda/cuda_device.h"
 #include "backends/cuda/cuda_error.h"
+#include "backends/cuda/gather_rows.h"
 #include "backends/cuda/gemm/grouped_gemm.h"
 #include "backends/cuda/gemm/grouped_select.h"
 #include "backends/registry.h"
@@ -57,6 +59,7 @@ class Tuner {
     chosen_alignment_ = choose_grouped_alignment(rows, model_.experts, model_.top_k);
     tune_swiglu(rows);
     tune_down(rows);
+    tune_network(rows);
   }
 
  private:
@@ -128,6 +131,80 @@ class Tuner {
       report("down", rows, configs[i], us, *down_, 2 * model_.hidden, away,
              configs[i].tokens == chosen_alignment_ && choose_grouped_config(params) == static_cast<int>(i));
     }
+  }
+
+  void tune_network(std::int64_t rows) {
+    const Layout layout = lay_out(rows, chosen_alignment_, model_.hidden);
+    const auto sorted = backend_->device().allocate(static_cast<std::size_t>(layout.capacity * model_.hidden));
+    const auto sorted_scales =
+        backend_->device().allocate(static_cast<std::size_t>(layout.capacity * scale_blocks(model_.hidden)) * 4);
+    const auto codes = backend_->device().allocate(static_cast<std::size_t>(layout.capacity * model_.width));
+    const auto code_scales =
+        backend_->device().allocate(static_cast<std::size_t>(layout.capacity * scale_blocks(model_.width)) * 4);
+    const auto y = backend_->device().allocate(static_cast<std::size_t>(layout.capacity * model_.hidden) * 2);
+    std::vector<std::int32_t> in_place(static_cast<std::size_t>(layout.capacity));
+    std::iota(in_place.begin(), in_place.end(), 0);
+    const auto sources = upload(in_place);
+    const auto* const offsets = static_cast<const std::int32_t*>(layout.offsets->data());
+    const auto blocks_of = [&](const Buffer& values, const Buffer& scales, std::int64_t columns) {
+      return Operand{.values = {values.data(), DType::kE4M3, layout.capacity, columns, columns},
+                     .scale_kind = ScaleKind::kPerBlock,
+                     .scales = static_cast<float*>(scales.data()),
+                     .scale_stride = layout.capacity};
+    };
+    const Operand x = blocks_of(*sorted, *sorted_scales, model_.hidden);
+    const Operand hidden = blocks_of(*codes, *code_scales, model_.width);
+    const RoutedFeedForwardParams params{
+        .gather = {.x = operand(layout, model_.hidden),
+                   .sources = static_cast<const std::int32_t*>(sources->data()),
+                   .sorted = x,
+                   .sorted_rows = {layout.capacity, offsets + model_.experts}},
+        .first = {.x = x,
+                  .weight = gate_up_.get(),
+                  .offsets = offsets,
+                  .width = model_.width,
+                  .gate_up = {nullptr, DType::kBF16, layout.capacity, 2 * model_.width, 2 * model_.width},
+                  .quantized = hidden,
+                  .rows_capacity = layout.capacity,
+                  .alignment = chosen_alignment_},
+        .second = {.x = hidden,
+                   .weight = down_.get(),
+                   .offsets = offsets,
+                   .y = {y->data(), DType::kBF16, layout.capacity, model_.hidden, model_.hidden},
+                   .rows_capacity = layout.capacity,
+                   .alignment = chosen_alignment_}};
+    const int config = choose_network_config(params);
+    if (config == kNoNetwork) return;
+    const auto progress = backend_->device().allocate(static_cast<std::size_t>(network_progress_words(params)) * 4);
+    auto* const words = static_cast<std::uint32_t*>(progress->data());
+    const auto parts = [&](int) {
+      backend_->gather_rows(*stream_, params.gather);
+      backend_->grouped_swiglu(*stream_, params.first);
+      backend_->grouped_linear(*stream_, params.second, {});
+    };
+    const auto network = [&](int) {
+      gather_and_clear(*stream_, params.gather, {words, network_progress_words(params)});
+      network_gemm(*stream_, params, config, multiprocessors_, words);
+    };
+    timer_.add(kCalls, parts);
+    timer_.add(kCalls, network);
+    const std::vector<double> us = timer_.microseconds();
+    std::vector<float> reference;
+    const auto away = [&](const auto& issue) {
+      issue(0);
+      const auto result = download<BFloat16>(*y, layout.capacity * model_.hidden);
+      return difference(
+          layout, model_.hidden,
+          [&](std::int64_t row, std::int64_t column) {
+            return to_float(result[static_cast<std::size_t>(row * model_.hidden + column)]);
+          },
+          reference);
+    };
+    away(parts);
+    std::printf("network  rows %6lld  %-36s %9.2f us, as parts %9.2f us  difference %.2e\n",
+                static_cast<long long>(rows), network_configs()[static_cast<std::size_t>(config)].name, us[1], us[0],
+                away(network));
+    std::fflush(stdout);
   }
 
   void report(const char* product, std::int64_t rows, const GroupedConfig& config, double us,
@@ -286,7 +363,7 @@ int main(int argc, char** argv) {
   std::vector<std::int64_t> numbers;
   for (int i = 1; i < argc; ++i) numbers.push_back(std::atoll(argv[i]));
   onerec::cuda::Model model;
-  std::vector<std::int64_t> rows = {512, 2048, 16384};
+  std::vector<std::int64_t> rows = {1, 128, 512, 2048, 16384};
   if (numbers.size() > 4) {
     model = {.experts = numbers[0], .hidden = numbers[1], .width = numbers[2], .top_k = numbers[3]};
     rows.assign(numbers.begin() + 4, numbers.end());

@@ -7,10 +7,12 @@
 #include <map>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "backends/cuda/gemm/grouped_tiles.h"
+#include "backends/cuda/gemm/network_tiles.h"
 #include "core/error.h"
 
 namespace onerec::cuda {
@@ -108,7 +110,8 @@ TEST(GroupedSelect, ConfigsHaveTheirOwnNames) {
   std::set<std::string> names;
   for (const GroupedConfig& config : grouped_configs()) names.insert(config.name);
   for (const GroupedConfig& config : grouped_swiglu_configs()) names.insert(config.name);
-  EXPECT_EQ(names.size(), grouped_configs().size() + grouped_swiglu_configs().size());
+  for (const GroupedConfig& config : network_configs()) names.insert(config.name);
+  EXPECT_EQ(names.size(), grouped_configs().size() + grouped_swiglu_configs().size() + network_configs().size());
 }
 
 // What the copy engine or the store cannot do goes to the plain kernels.
@@ -228,6 +231,42 @@ TEST(GroupedTiles, TokensOfAnOutputTileAreNeighbours) {
     }
   }
   EXPECT_EQ(order, want);
+}
+
+// All of the first product's tiles, then all of the second's, whichever numbers a block gets.
+TEST(NetworkTiles, BothProductsOneAfterTheOther) {
+  constexpr int kTokens = 16;
+  const std::vector<std::int32_t> offsets = {0, 16, 16, 64, 96};
+  constexpr int kExperts = 4;
+  using Tiles = kernels::NetworkTiles<128, 128, kTokens>;
+  std::vector<std::tuple<bool, int, int, int>> want;
+  for (const bool second : {false, true}) {
+    kernels::GroupedTiles<128, kTokens> tile(offsets.data(), kExperts, second ? 640 : 256, 0, 1);
+    for (; tile.valid(); tile.next()) {
+      want.emplace_back(second, tile.expert(), tile.first_output(), tile.first_token());
+    }
+  }
+  EXPECT_EQ(want.size(), std::size_t{6 * (2 + 5)});
+  for (const int step : {1, 2, 7, 50}) {
+    for (int begin = 0; begin < step; ++begin) {
+      Tiles tiles(offsets.data(), kExperts, 256, 640);
+      int number = begin;
+      for (tiles.seek(number); tiles.valid(); tiles.seek(number)) {
+        ASSERT_LT(number, static_cast<int>(want.size()));
+        EXPECT_EQ(std::tuple(tiles.second(), tiles.expert(), tiles.first_output(), tiles.first_token()),
+                  want[static_cast<std::size_t>(number)]);
+        number += step;
+      }
+      EXPECT_GE(number, static_cast<int>(want.size()));
+    }
+  }
+}
+
+TEST(NetworkTiles, NoRows) {
+  const std::vector<std::int32_t> offsets = {0, 0, 0};
+  kernels::NetworkTiles<128, 128, 16> tiles(offsets.data(), 2, 128, 128);
+  tiles.seek(0);
+  EXPECT_FALSE(tiles.valid());
 }
 
 // Every tile once; the blocks of a pair share an expert and either their weights or their tokens.

@@ -21,6 +21,8 @@ void swiglu_codes_gemm(Stream&, const LinearSwigluParams&, int, int, Workspace) 
 
 void grouped_gemm(Stream&, const GroupedLinearParams&, int, int) { refuse("grouped_linear"); }
 
+void network_gemm(Stream&, const RoutedFeedForwardParams&, int, int, std::uint32_t*) { refuse("routed_feed_forward"); }
+
 void grouped_swiglu_gemm(Stream&, const GroupedSwigluParams&, int, int) { refuse("grouped_swiglu"); }
 
 void flash_cross_attention(Stream&, const CrossAttentionParams&, const FlashPlan&) { refuse("cross_attention"); }

@@ -48,6 +48,9 @@ class CudaBackend final : public Backend {
   std::size_t route_workspace(const RouteParams& params) const override;
   void route(Stream& stream, const RouteParams& params, Workspace workspace) override;
   void gather_rows(Stream& stream, const GatherRowsParams& params) override;
+  bool fuses_routed_feed_forward(const RoutedFeedForwardParams& params) const override;
+  std::size_t routed_feed_forward_workspace(const RoutedFeedForwardParams& params) const override;
+  void routed_feed_forward(Stream& stream, const RoutedFeedForwardParams& params, Workspace workspace) override;
   void moe_combine(Stream& stream, const MoeCombineParams& params) override;
   bool fuses_combine_norm(const CombineNormParams& params) const override;
   void combine_norm(Stream& stream, const CombineNormParams& params) override;

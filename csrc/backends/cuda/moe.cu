@@ -4,6 +4,8 @@
 
 #include "backends/cuda/combine_params.h"
 #include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/gather_rows.h"
+#include "backends/cuda/kernels/moe.cuh"
 #include "backends/cuda/launch.h"
 
 namespace onerec::cuda {
@@ -20,7 +22,7 @@ bool rows_aligned(const ConstMatrix& m, std::int64_t bytes) {
          stride_bytes(m) % bytes == 0;
 }
 
-kernels::GatherParams gather_params(const GatherRowsParams& p) {
+kernels::GatherParams gather_params(const GatherRowsParams& p, const ClearedWords& cleared) {
   kernels::GatherParams gather{.x = static_cast<const std::uint8_t*>(p.x.values.data),
                                .x_stride = stride_bytes(p.x.values),
                                .sorted = static_cast<std::uint8_t*>(p.sorted.values.data),
@@ -33,7 +35,9 @@ kernels::GatherParams gather_params(const GatherRowsParams& p) {
                                .scale_blocks = 0,
                                .sources = p.sources,
                                .rows = p.sorted_rows.capacity,
-                               .count = p.sorted_rows.count};
+                               .count = p.sorted_rows.count,
+                               .cleared = cleared.data,
+                               .cleared_words = cleared.count};
   if (p.x.scale_kind == ScaleKind::kPerRow) gather.scale_blocks = 1;
   if (p.x.scale_kind == ScaleKind::kPerBlock) gather.scale_blocks = static_cast<int>(scale_blocks(p.x.values.cols));
   return gather;
@@ -56,8 +60,12 @@ void combine_as(Stream& stream, const MoeCombineParams& p) {
 
 }  // namespace
 
-void CudaBackend::gather_rows(Stream& stream, const GatherRowsParams& params) {
-  const kernels::GatherParams gather = gather_params(params);
+std::int64_t most_cleared_words(std::int64_t rows) {
+  return std::int64_t{blocks_for(rows, kernels::kGatherRows)} * kernels::kGatherThreads;
+}
+
+void gather_and_clear(Stream& stream, const GatherRowsParams& params, const ClearedWords& cleared) {
+  const kernels::GatherParams gather = gather_params(params, cleared);
   const LaunchShape shape{dim3(blocks_for(gather.rows, kernels::kGatherRows)), dim3(kernels::kGatherThreads)};
   const auto aligned = [&](std::int64_t bytes) {
     return rows_aligned(params.x.values, bytes) && rows_aligned(params.sorted.values, bytes);
@@ -70,6 +78,8 @@ void CudaBackend::gather_rows(Stream& stream, const GatherRowsParams& params) {
     launch(stream, kGather, kernels::gather_rows_kernel<std::uint8_t>, shape, gather);
   }
 }
+
+void CudaBackend::gather_rows(Stream& stream, const GatherRowsParams& params) { gather_and_clear(stream, params, {}); }
 
 void CudaBackend::moe_combine(Stream& stream, const MoeCombineParams& params) {
   params.h.dtype == DType::kF32 ? combine_as<float>(stream, params) : combine_as<kernels::bf16>(stream, params);

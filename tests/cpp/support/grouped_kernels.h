@@ -6,6 +6,7 @@
 
 #include "ops/grouped_linear.h"
 #include "ops/grouped_swiglu.h"
+#include "ops/routed_feed_forward.h"
 
 namespace onerec::test {
 
@@ -19,9 +20,13 @@ struct GroupedKernel {
 
 std::vector<GroupedKernel> grouped_linear_kernels();
 std::vector<GroupedKernel> grouped_swiglu_kernels();
+std::vector<GroupedKernel> network_kernels();
 
 // On `blocks` blocks of the GPU.
 void run_kernel(Stream& stream, const GroupedLinearParams& params, const GroupedKernel& kernel, int blocks);
 void run_kernel(Stream& stream, const GroupedSwigluParams& params, const GroupedKernel& kernel, int blocks);
+// Gathers first; `workspace`: of routed_feed_forward().
+void run_kernel(Stream& stream, const RoutedFeedForwardParams& params, const GroupedKernel& kernel, int blocks,
+                Workspace workspace);
 
 }  // namespace onerec::test

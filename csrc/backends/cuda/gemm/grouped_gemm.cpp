@@ -42,4 +42,12 @@ void grouped_swiglu_gemm(Stream& stream, const GroupedSwigluParams& params, int 
   grouped_swiglu_fp8_block(chosen)(stream, params, multiprocessors);
 }
 
+void network_gemm(Stream& stream, const RoutedFeedForwardParams& params, int config, int multiprocessors,
+                  std::uint32_t* progress) {
+  const GroupedConfig& chosen = network_configs()[static_cast<std::size_t>(config)];
+  check_fits("routed_feed_forward", network_config_fits(chosen, params), chosen, *params.first.weight,
+             params.first.alignment);
+  network_fp8_block(chosen)(stream, params, multiprocessors, progress);
+}
+
 }  // namespace onerec::cuda

@@ -6,6 +6,16 @@
 
 namespace onerec::cuda::kernels {
 
+// One thread, before the others are shown the barriers.
+template <class Tile>
+__device__ __forceinline__ void init_ring(const GroupedShared<Tile>& shared) {
+  for (int step = 0; step < Tile::kSteps; ++step) {
+    init_barrier(shared.full + step, 1);
+    init_barrier(shared.empty + step, Tile::kBlocks * Tile::kMultipliers / 32);
+  }
+  publish_barriers();
+}
+
 // Two warpgroups run a Multiplier, a third has the thread that brings their tiles.
 template <class Multiplier>
 __device__ __forceinline__ void run_grouped_block(const GroupedParams& p) {
@@ -20,11 +30,7 @@ __device__ __forceinline__ void run_grouped_block(const GroupedParams& p) {
   if (threadIdx.x == 0) {
     prefetch_map(&p.weights);
     prefetch_map(&p.tokens);
-    for (int step = 0; step < Tile::kSteps; ++step) {
-      init_barrier(shared.full + step, 1);
-      init_barrier(shared.empty + step, Tile::kBlocks * Tile::kMultipliers / 32);
-    }
-    publish_barriers();
+    init_ring(shared);
   }
   if constexpr (Tile::kBlocks == 1) {
     __syncthreads();

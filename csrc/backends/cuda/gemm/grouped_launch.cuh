@@ -49,14 +49,18 @@ kernels::GroupedParams grouped_params(const char* op, const Params& p) {
   return params;
 }
 
+// Of the experts: all of them if most have one tile of tokens each, else none.
+inline int single_tile_experts(std::int64_t token_tiles, int experts) {
+  // The capacity has room for every expert's padding: with less than two tiles for each, most have one.
+  return token_tiles >= experts && token_tiles < 2 * std::int64_t{experts} ? experts : 0;
+}
+
 template <class Multiplier>
 void launch_grouped(Stream& stream, const char* op, kernels::GroupedParams params, std::int64_t rows_capacity,
                     int multiprocessors) {
   using Tile = typename Multiplier::Tile;
   const std::int64_t token_tiles = rows_capacity / Tile::kTokens;
-  // The capacity has room for every expert's padding: with less than two tiles for each, most have one.
-  const bool single = token_tiles >= params.experts && token_tiles < 2 * std::int64_t{params.experts};
-  params.single_tile_experts = single ? params.experts : 0;
+  params.single_tile_experts = single_tile_experts(token_tiles, params.experts);
   const std::int64_t tiles = token_tiles * ((params.columns + Tile::kColumns - 1) / Tile::kColumns);
   const std::int64_t clusters = std::min<std::int64_t>(tiles, std::max(1, multiprocessors / Tile::kBlocks));
   launch(stream, op, kernels::grouped_kernel_of<Multiplier>(),
@@ -66,24 +70,36 @@ void launch_grouped(Stream& stream, const char* op, kernels::GroupedParams param
          params);
 }
 
+template <class Tile>
+kernels::GroupedParams values_params(const char* op, const GroupedLinearParams& p) {
+  kernels::GroupedParams params = grouped_params<Tile>(op, p);
+  params.y = static_cast<__nv_bfloat16*>(p.y.data);
+  params.y_stride = p.y.stride;
+  return params;
+}
+
+template <class Tile>
+kernels::GroupedParams codes_params(const char* op, const GroupedSwigluParams& p) {
+  kernels::GroupedParams params = grouped_params<Tile>(op, p);
+  params.codes = static_cast<std::uint8_t*>(p.quantized.values.data);
+  params.code_stride = p.quantized.values.stride;
+  params.code_scales = p.quantized.scales;
+  params.code_scale_stride = p.quantized.scale_stride;
+  return params;
+}
+
 template <class Multiplier>
 void run_grouped(Stream& stream, const GroupedLinearParams& p, int multiprocessors) {
   constexpr const char* kOp = "grouped_linear";
-  kernels::GroupedParams params = grouped_params<typename Multiplier::Tile>(kOp, p);
-  params.y = static_cast<__nv_bfloat16*>(p.y.data);
-  params.y_stride = p.y.stride;
-  launch_grouped<Multiplier>(stream, kOp, params, p.rows_capacity, multiprocessors);
+  launch_grouped<Multiplier>(stream, kOp, values_params<typename Multiplier::Tile>(kOp, p), p.rows_capacity,
+                             multiprocessors);
 }
 
 template <class Multiplier>
 void run_grouped_swiglu(Stream& stream, const GroupedSwigluParams& p, int multiprocessors) {
   constexpr const char* kOp = "grouped_swiglu";
-  kernels::GroupedParams params = grouped_params<typename Multiplier::Tile>(kOp, p);
-  params.codes = static_cast<std::uint8_t*>(p.quantized.values.data);
-  params.code_stride = p.quantized.values.stride;
-  params.code_scales = p.quantized.scales;
-  params.code_scale_stride = p.quantized.scale_stride;
-  launch_grouped<Multiplier>(stream, kOp, params, p.rows_capacity, multiprocessors);
+  launch_grouped<Multiplier>(stream, kOp, codes_params<typename Multiplier::Tile>(kOp, p), p.rows_capacity,
+                             multiprocessors);
 }
 
 template <kernels::GroupedFormat kFormat, int kTokens, int kWaves>

@@ -73,6 +73,7 @@ struct GroupedShape {
   static constexpr int kTokenBytes = kTokens * kTileRowBytes;
   static constexpr int kScaleBytes = kBlockScales ? kTokens * 4 : 0;
   static constexpr int kStepBytes = kWeightBytes + kTokenBytes;
+  static constexpr int kSlotBytes = kStepBytes;  // from step to step
   static constexpr int kEpilogueBytes = kEpilogueBytes_;
   static constexpr int kAlignment = 1024;
   static constexpr int kMostSharedBytes = 227 * 1024;
@@ -99,13 +100,13 @@ struct GroupedShared {
   __device__ __forceinline__ explicit GroupedShared(unsigned char* memory) {
     const std::uint32_t past = shared_address(memory) % Tile::kAlignment;
     ring = memory + (past == 0 ? 0 : Tile::kAlignment - past);
-    results = ring + Tile::kSteps * Tile::kStepBytes;
+    results = ring + Tile::kSteps * Tile::kSlotBytes;
     scales = reinterpret_cast<float*>(results + Tile::kEpilogueBytes);
     full = reinterpret_cast<std::uint64_t*>(scales + Tile::kSteps * (Tile::kScaleBytes / 4));
     empty = full + Tile::kSteps;
   }
 
-  __device__ __forceinline__ unsigned char* weights(int step) const { return ring + step * Tile::kStepBytes; }
+  __device__ __forceinline__ unsigned char* weights(int step) const { return ring + step * Tile::kSlotBytes; }
   __device__ __forceinline__ unsigned char* tokens(int step) const { return weights(step) + Tile::kWeightBytes; }
   __device__ __forceinline__ float* token_scales(int step) const { return scales + step * Tile::kTokens; }
 };
@@ -187,6 +188,28 @@ __device__ __forceinline__ void tell_end(const GroupedShared<Tile>& shared, cons
   arrive(shared.full + place.step);
 }
 
+// The weights of a tile's step `k`, for the ring's `step`.
+template <class Tile>
+__device__ __forceinline__ void bring_weights(const GroupedParams& p, const GroupedShared<Tile>& shared, int step,
+                                              int k, int expert, int output) {
+  unsigned char* const weights = shared.weights(step);
+  copy_weights<Tile>(p, shared.full + step, weights, k * Tile::kDepth, output, expert);
+  if constexpr (Tile::kSwiglu) {
+    copy_weights<Tile>(p, shared.full + step, weights + Tile::kWeightBoxRows * kTileRowBytes, k * Tile::kDepth,
+                       p.columns + output, expert);
+  }
+}
+
+template <class Tile>
+__device__ __forceinline__ void bring_tokens(const GroupedParams& p, const GroupedShared<Tile>& shared, int step, int k,
+                                             int token) {
+  copy_box(&p.tokens, shared.full + step, shared.tokens(step), k * Tile::kDepth, token);
+  if constexpr (Tile::kBlockScales) {
+    copy_bytes(p.token_scales + k * p.token_scale_stride + token, shared.full + step, shared.token_scales(step),
+               Tile::kScaleBytes);
+  }
+}
+
 // One thread.
 template <class Tile>
 __device__ __forceinline__ void bring_tiles(const GroupedParams& p, const GroupedShared<Tile>& shared) {
@@ -194,23 +217,13 @@ __device__ __forceinline__ void bring_tiles(const GroupedParams& p, const Groupe
   int number = 0;
   for (auto tile = tiles_of_block<Tile>(p); tile.valid(); tile.next(), ++number) {
     for (int k = 0; k < p.depth_steps; ++k) {
-      std::uint64_t* const full = shared.full + place.step;
-      unsigned char* const weights = shared.weights(place.step);
       wait_barrier(shared.empty + place.step, place.parity ^ 1);
       if constexpr (Tile::kOrdered) {
         if (k == 0) tell_tile(shared, number, {tile.expert(), tile.first_output(), tile.first_token(), true});
       }
-      arrive_expecting(full, Tile::kStepBytes + Tile::kScaleBytes);
-      copy_weights<Tile>(p, full, weights, k * Tile::kDepth, tile.first_output(), tile.expert());
-      if constexpr (Tile::kSwiglu) {
-        copy_weights<Tile>(p, full, weights + Tile::kWeightBoxRows * kTileRowBytes, k * Tile::kDepth,
-                           p.columns + tile.first_output(), tile.expert());
-      }
-      copy_box(&p.tokens, full, shared.tokens(place.step), k * Tile::kDepth, tile.first_token());
-      if constexpr (Tile::kBlockScales) {
-        copy_bytes(p.token_scales + k * p.token_scale_stride + tile.first_token(), full,
-                   shared.token_scales(place.step), Tile::kScaleBytes);
-      }
+      arrive_expecting(shared.full + place.step, Tile::kStepBytes + Tile::kScaleBytes);
+      bring_weights(p, shared, place.step, k, tile.expert(), tile.first_output());
+      bring_tokens(p, shared, place.step, k, tile.first_token());
       place.advance();
     }
   }

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "backends/cuda/gemm/direct_tiles.h"
+#include "backends/cuda/gemm/network_tiles.h"
 
 namespace onerec::cuda {
 namespace {
@@ -58,6 +59,13 @@ constexpr GroupedConfig kSwigluConfigs[] = {
      .outputs = 256,
      .tokens = 128,
      .layout = GroupedLayout::kTokenRows},
+};
+
+// An expert of more tokens is multiplied by other kernels, which memory does not limit.
+constexpr GroupedConfig kNetworkConfigs[] = {
+    {.name = "network_fp8_block_16", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 16},
+    {.name = "network_fp8_block_32", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 32},
+    {.name = "network_fp8_block_64", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 64},
 };
 
 // Up to `rows_per_expert` rows on average, tiles of `tokens`. About twice the average, so that most experts' weights
@@ -148,6 +156,24 @@ int choose_grouped_config(const GroupedLinearParams& params) {
 
 int choose_grouped_swiglu_config(const GroupedSwigluParams& params) {
   return most_tokens(kSwigluConfigs, params, kUnfusedSwiglu, grouped_swiglu_config_fits);
+}
+
+std::span<const GroupedConfig> network_configs() { return kNetworkConfigs; }
+
+bool network_config_fits(const GroupedConfig& config, const RoutedFeedForwardParams& p) {
+  return p.first.alignment == config.tokens && grouped_swiglu_config_fits(config, p.first) &&
+         grouped_config_fits(config, p.second);
+}
+
+int choose_network_config(const RoutedFeedForwardParams& params) {
+  for (std::size_t i = 0; i < std::size(kNetworkConfigs); ++i) {
+    if (network_config_fits(kNetworkConfigs[i], params)) return static_cast<int>(i);
+  }
+  return kNoNetwork;
+}
+
+std::int64_t network_progress_words(const RoutedFeedForwardParams& params) {
+  return kernels::NetworkProgress::words(params.first.rows_capacity / params.first.alignment);
 }
 
 }  // namespace onerec::cuda

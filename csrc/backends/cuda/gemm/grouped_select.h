@@ -6,6 +6,7 @@
 
 #include "ops/grouped_linear.h"
 #include "ops/grouped_swiglu.h"
+#include "ops/routed_feed_forward.h"
 
 namespace onerec::cuda {
 
@@ -47,5 +48,18 @@ inline constexpr int kUnfusedSwiglu = -1;
 
 // Index of the config with the most tokens that fits and suits the number of rows, or kUnfusedSwiglu.
 int choose_grouped_swiglu_config(const GroupedSwigluParams& params);
+
+// The kernels that do both products of the experts' networks, for few tokens. `outputs` are those of the first.
+std::span<const GroupedConfig> network_configs();
+bool network_config_fits(const GroupedConfig& config, const RoutedFeedForwardParams& params);
+
+// Instead of an index of network_configs(): the products on their own.
+inline constexpr int kNoNetwork = -1;
+
+// Index of the config that fits, or kNoNetwork.
+int choose_network_config(const RoutedFeedForwardParams& params);
+
+// That the blocks of such a kernel count with.
+std::int64_t network_progress_words(const RoutedFeedForwardParams& params);
 
 }  // namespace onerec::cuda

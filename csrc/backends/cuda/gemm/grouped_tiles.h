@@ -19,20 +19,19 @@ class GroupedTiles {
         live_(offsets[experts] / kTokens * output_tiles_),
         blocks_(blocks),
         end_(offsets[1]) {
-    find(block);
+    seek(block);
   }
 
+  constexpr int count() const { return live_; }
   constexpr bool valid() const { return index_ < live_; }
-  constexpr void next() { find(index_ + blocks_); }
+  constexpr void next() { seek(index_ + blocks_); }
 
   constexpr int expert() const { return expert_; }
   constexpr int first_token() const { return token_tile_ * kTokens; }
   constexpr int first_output() const { return output_tile_ * kOutputs; }
 
- private:
-  static constexpr int kGroupTiles = 16;
-
-  constexpr void find(int index) {
+  // Goes to tile `index`, which is not before the tile that was found last.
+  constexpr void seek(int index) {
     index_ = index;
     if (index_ >= live_) return;
     // As many tiles lie before an expert as there are token tiles before its rows, times the output tiles.
@@ -52,6 +51,9 @@ class GroupedTiles {
     output_tile_ = in_group / members;
     token_tile_ = group_first + in_group % members;
   }
+
+ private:
+  static constexpr int kGroupTiles = 16;
 
   const std::int32_t* offsets_;
   int output_tiles_;

@@ -20,11 +20,10 @@ constexpr int weight_rows_epilogue(GroupedResult result, int tokens) {
                                           : tokens * kTileRowBytes + (8 + 1) * tokens * 4;
 }
 
-template <GroupedFormat kFormat_, int kTokens_, int kWaves_, GroupedResult kResult = GroupedResult::kValues>
-struct WeightRowsTile
-    : GroupedShape<kFormat_, kTokens_, 2 * kWaves_ * kMmaRows, kResult, weight_rows_epilogue(kResult, kTokens_)> {
-  using Shape =
-      GroupedShape<kFormat_, kTokens_, 2 * kWaves_ * kMmaRows, kResult, weight_rows_epilogue(kResult, kTokens_)>;
+template <GroupedFormat kFormat_, int kTokens_, int kWaves_, GroupedResult kResult = GroupedResult::kValues,
+          int kEpilogueBytes_ = weight_rows_epilogue(kResult, kTokens_)>
+struct WeightRowsTile : GroupedShape<kFormat_, kTokens_, 2 * kWaves_ * kMmaRows, kResult, kEpilogueBytes_> {
+  using Shape = GroupedShape<kFormat_, kTokens_, 2 * kWaves_ * kMmaRows, kResult, kEpilogueBytes_>;
   static constexpr int kWaves = kWaves_;
   static constexpr int kGroupColumns = Shape::kColumns / Shape::kWarpgroups;  // of a warpgroup
   static constexpr int kSums = kMmaRows * kTokens_ / kWarpgroupThreads;       // of a thread and wave
@@ -54,23 +53,30 @@ class WeightRowsMultiplier {
 
   __device__ __forceinline__ void run() {
     for (auto tile = tiles_of_block<Tile>(p_); tile.valid(); tile.next()) {
-      const int first_column = tile.first_output() + group_ * Tile::kGroupColumns;
-      if (first_column >= p_.columns) {
-        skip();
-        continue;
-      }
-      if constexpr (Tile::kCodes) {
-        add_up_codes(tile.expert(), first_column);
-      } else {
-        add_up_values();
-      }
-      if constexpr (Tile::kSwiglu) {
-        store_codes(tile.first_output(), tile.first_token());
-      } else {
-        store(tile.expert(), first_column, tile.first_token());
-      }
+      make_tile(tile.expert(), tile.first_output(), tile.first_token());
     }
   }
+
+  // Of what comes through the ring from place() on.
+  __device__ __forceinline__ void make_tile(int expert, int first_output, int first_token) {
+    const int first_column = first_output + group_ * Tile::kGroupColumns;
+    if (first_column >= p_.columns) return skip();
+    if constexpr (Tile::kCodes) {
+      add_up_codes(expert, first_column);
+    } else {
+      add_up_values();
+    }
+    if constexpr (Tile::kSwiglu) {
+      store_codes(first_output, first_token);
+    } else {
+      store(expert, first_column, first_token);
+    }
+  }
+
+  __device__ __forceinline__ RingPlace<Tile::kSteps>& place() { return place_; }
+
+  // Waits for both warpgroups.
+  __device__ __forceinline__ static void sync_multipliers() { sync_threads(kBothGroups, Tile::kMultipliers); }
 
  private:
   static constexpr int kLanes = 32;
@@ -247,7 +253,7 @@ class WeightRowsMultiplier {
     float* const inverses = maxima + kWarps * Tile::kTokens;
     swiglu_products(sums_[0], sums_[1]);
     find_maxima(maxima);
-    sync_threads(kBothGroups, Tile::kMultipliers);
+    sync_multipliers();
     if (threadIdx.x < Tile::kTokens) {
       const int token = static_cast<int>(threadIdx.x);
       float largest = 0.0f;
@@ -257,9 +263,9 @@ class WeightRowsMultiplier {
       inverses[token] = 1.0f / scale;
       p_.code_scales[first_column / 128 * p_.code_scale_stride + first_token + token] = scale;
     }
-    sync_threads(kBothGroups, Tile::kMultipliers);
+    sync_multipliers();
     turn_codes(inverses);
-    sync_threads(kBothGroups, Tile::kMultipliers);
+    sync_multipliers();
     write_codes(first_column, first_token);
   }
 

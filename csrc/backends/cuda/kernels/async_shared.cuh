@@ -89,6 +89,10 @@ __device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int column,
 // them.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// Orders ordinary accesses to global memory before this point, also those that this thread knows of through others, and
+// copies behind it.
+__device__ __forceinline__ void order_before_copies() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
 // A barrier of `threads` threads. `id`: 1 to 15, 0 is __syncthreads.
 __device__ __forceinline__ void sync_threads(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -25,6 +25,8 @@ struct GatherParams {
   const std::int32_t* sources;  // -1: padding
   std::int64_t rows;            // capacity
   const std::int32_t* count;    // live sorted rows; null: all
+  std::uint32_t* cleared;       // [cleared_words], at most a word for each thread; made 0
+  std::int64_t cleared_words;
 };
 
 // A warp copies a row in units of Unit, to which addresses and strides are aligned; the bytes left over one by one.
@@ -61,6 +63,8 @@ __device__ __forceinline__ void clear_row(std::uint8_t* to, std::int64_t bytes) 
 template <class Unit>
 __global__ void __launch_bounds__(kGatherThreads) gather_rows_kernel(GatherParams p) {
   overlap_with_neighbours();
+  const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x) * kGatherThreads + threadIdx.x;
+  if (thread < p.cleared_words) p.cleared[thread] = 0;
   const std::int64_t rows = p.count == nullptr ? p.rows : *p.count;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kGatherRows;
   const std::int64_t row = first + warp_index();

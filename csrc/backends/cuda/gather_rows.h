@@ -1,0 +1,22 @@
+// Issues gather_rows_kernel (kernels/moe.cuh) for the ops that bring rows to their experts.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/moe.h"
+
+namespace onerec::cuda {
+
+// Words that a kernel behind this one counts with.
+struct ClearedWords {
+  std::uint32_t* data = nullptr;
+  std::int64_t count = 0;
+};
+
+// The most words that can be cleared beside so many rows.
+std::int64_t most_cleared_words(std::int64_t rows);
+
+// gather_rows(), and makes `cleared` 0.
+void gather_and_clear(Stream& stream, const GatherRowsParams& params, const ClearedWords& cleared);
+
+}  // namespace onerec::cuda
