@@ -75,7 +75,7 @@ TEST(GroupedSelect, AlignmentGrowsWithTheRowsOfAnExpert) {
 
 TEST(GroupedSelect, MostTokensThatTheAlignmentAllows) {
   EXPECT_EQ(Problem(WeightFormat::kFp8Block, 16).choice(), "fp8_block_128x16");
-  EXPECT_EQ(Problem(WeightFormat::kFp8Block, 128).choice(), "fp8_block_256x128");
+  EXPECT_EQ(Problem(WeightFormat::kFp8Block, 128).choice(), "fp8_block_256x128_token_rows");
   EXPECT_EQ(Problem(WeightFormat::kFp8Channel, 32).choice(), "fp8_channel_128x32");
   EXPECT_EQ(Problem(WeightFormat::kDense, 64).choice(), "bf16_128x64");
   EXPECT_EQ(Problem(WeightFormat::kDense, 192).choice(), "bf16_128x64");
@@ -85,13 +85,16 @@ TEST(GroupedSelect, MostTokensThatTheAlignmentAllows) {
   EXPECT_EQ(Problem(WeightFormat::kDense, 1).choice(), "plain");
 }
 
-TEST(GroupedSelect, PairsOfBlocksForManyRows) {
+TEST(GroupedSelect, TokensAsRowsWhereWeightsComeInWholeGroups) {
   Problem problem(WeightFormat::kFp8Block, 128);
-  problem.params.rows_capacity = kExperts * 1024;
-  problem.params.x.scale_stride = problem.params.rows_capacity;
-  EXPECT_EQ(problem.choice(), "fp8_block_256x128_pairs");
-  problem.params.rows_capacity = kExperts * 128;
-  EXPECT_EQ(problem.choice(), "fp8_block_256x128");
+  for (const std::int64_t rows : {128, 1024}) {
+    problem.params.rows_capacity = kExperts * rows;
+    problem.params.x.scale_stride = problem.params.rows_capacity;
+    problem.weight.outputs = 2816;
+    EXPECT_EQ(problem.choice(), "fp8_block_256x128_token_rows");
+    problem.weight.outputs = 2824;
+    EXPECT_EQ(problem.choice(), "fp8_block_256x128");
+  }
 }
 
 TEST(GroupedSelect, EveryAlignmentHasAKernelOfEveryFormat) {
@@ -161,7 +164,7 @@ TEST(GroupedSelect, SwigluWhereTilesAreWholeBlocks) {
   EXPECT_EQ(choice(16, as_is), "swiglu_fp8_block_256x16");
   EXPECT_EQ(choice(32, as_is), "swiglu_fp8_block_256x32");
   EXPECT_EQ(choice(192, as_is), "swiglu_fp8_block_256x64");
-  EXPECT_EQ(choice(128, as_is), "swiglu_fp8_block_256x128");
+  EXPECT_EQ(choice(128, as_is), "swiglu_fp8_block_256x128_token_rows");
   EXPECT_EQ(choice(128, [](GroupedSwigluParams& p) { p.rows_capacity = kExperts * 1024; }),
             "swiglu_fp8_block_256x128_pairs");
   EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.width = 1400; }), "unfused");
@@ -169,6 +172,40 @@ TEST(GroupedSelect, SwigluWhereTilesAreWholeBlocks) {
   EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.quantized.values.stride += 8; }), "unfused");
   EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.x.scale_stride += 1; }), "unfused");
   EXPECT_EQ(choice(64, [](GroupedSwigluParams& p) { p.rows_capacity = 0; }), "unfused");
+}
+
+TEST(GroupedSelect, WholeNetworksWhereExpertsHaveFewTokens) {
+  const auto choice = [](std::int64_t alignment, auto&& change) -> std::string {
+    Problem gate_up(WeightFormat::kFp8Block, alignment);
+    Problem down(WeightFormat::kFp8Block, alignment);
+    down.weight.outputs = 1408;
+    const GroupedLinearParams& p = gate_up.params;
+    RoutedFeedForwardParams params{
+        .gather = {},
+        .first = {.x = p.x,
+                  .weight = p.weight,
+                  .offsets = p.offsets,
+                  .width = 1408,
+                  .gate_up = p.y,
+                  .quantized = {.values = {gate_up.address, DType::kE4M3, p.rows_capacity, 1408, 1408}},
+                  .rows_capacity = p.rows_capacity,
+                  .alignment = p.alignment},
+        .second = down.params};
+    change(params, down);
+    const int config = choose_network_config(params);
+    return config == kNoNetwork ? "parts" : network_configs()[static_cast<std::size_t>(config)].name;
+  };
+  const auto as_is = [](RoutedFeedForwardParams&, Problem&) {};
+  EXPECT_EQ(choice(8, as_is), "parts");
+  EXPECT_EQ(choice(16, as_is), "network_fp8_block_16");
+  EXPECT_EQ(choice(32, as_is), "network_fp8_block_32");
+  EXPECT_EQ(choice(64, as_is), "network_fp8_block_64");
+  EXPECT_EQ(choice(128, as_is), "parts");
+  EXPECT_EQ(choice(64, [](RoutedFeedForwardParams& p, Problem&) { p.first.width = 1400; }), "parts");
+  EXPECT_EQ(choice(64, [](RoutedFeedForwardParams& p, Problem&) { p.second.y.dtype = DType::kF32; }), "parts");
+  EXPECT_EQ(choice(64, [](RoutedFeedForwardParams&, Problem& down) { down.weight.outputs = 1412; }), "parts");
+  EXPECT_EQ(choice(64, [](RoutedFeedForwardParams&, Problem& down) { down.weight.format = WeightFormat::kDense; }),
+            "parts");
 }
 
 using Tile = std::pair<int, int>;  // first token, first output

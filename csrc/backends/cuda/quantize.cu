@@ -17,10 +17,11 @@ RowPlan plan_of(const QuantizeParams& p, int multiprocessors) {
       p.x.cols % elements == 0 && rows_aligned(p.x, elements) && rows_aligned(p.quantized.values, elements);
   if (!fits) return {};
   const std::int64_t vectors = p.x.cols / elements;
-  if (p.quantized.scale_kind == ScaleKind::kPerRow) {
-    return p.x.dtype == DType::kBF16 ? plan_many_rows(vectors, p.rows, multiprocessors)
-                                     : plan_whole_rows(vectors, kPerThread);
+  if (p.x.dtype == DType::kBF16) {
+    const RowPlan plan = plan_many_rows(vectors, p.rows, multiprocessors);
+    if (is_warp_row(plan)) return plan;
   }
+  if (p.quantized.scale_kind == ScaleKind::kPerRow) return plan_whole_rows(vectors, kPerThread);
   const RowPlan plan = plan_split_rows(vectors, kPerThread);
   return countable(p.rows.capacity, plan.parts) ? plan : RowPlan{};
 }

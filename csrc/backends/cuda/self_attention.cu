@@ -65,23 +65,26 @@ void launch_lanes(Stream& stream, const LaunchShape& shape, const kernels::SelfA
   }
 }
 
-void launch_warps(Stream& stream, const HeadPlan& plan, const kernels::SelfAttentionArguments& arguments,
-                  int multiprocessors) {
+template <int kLanes, int kKeys>
+void launch_warps(Stream& stream, const kernels::SelfAttentionArguments& arguments, int multiprocessors) {
   using kernels::bf16;
   const LaunchShape shape = {static_cast<std::uint32_t>(kernels::kAttentionWarpBlocks * multiprocessors),
-                             kernels::kAttentionWarpThreads};
-  const auto kernel = plan.lanes == 8 ? (arguments.keys == 2 ? kernels::self_attention_warp_kernel<bf16, 8, 2>
-                                                             : kernels::self_attention_warp_kernel<bf16, 8, 3>)
-                                      : (arguments.keys == 2 ? kernels::self_attention_warp_kernel<bf16, 16, 2>
-                                                             : kernels::self_attention_warp_kernel<bf16, 16, 3>);
-  launch(stream, kName, kernel, shape, arguments);
+                             kernels::kAttentionWarpThreads, kernels::PartsAhead<bf16, kLanes, kKeys>::kBytes};
+  launch(stream, kName, kernels::self_attention_warp_kernel<bf16, kLanes, kKeys>, shape, arguments);
+}
+
+template <int kLanes>
+void launch_warps(Stream& stream, const kernels::SelfAttentionArguments& arguments, int multiprocessors) {
+  arguments.keys == 2 ? launch_warps<kLanes, 2>(stream, arguments, multiprocessors)
+                      : launch_warps<kLanes, 3>(stream, arguments, multiprocessors);
 }
 
 template <class T>
 void attend(Stream& stream, const HeadPlan& plan, const kernels::SelfAttentionArguments& arguments,
             int multiprocessors) {
   if (takes_warps<T>(plan, arguments, multiprocessors)) {
-    return launch_warps(stream, plan, arguments, multiprocessors);
+    return plan.lanes == 8 ? launch_warps<8>(stream, arguments, multiprocessors)
+                           : launch_warps<16>(stream, arguments, multiprocessors);
   }
   // A block for every row, but no more than the device holds at a time.
   const std::int64_t resident = kernels::resident_attention_blocks<T>(arguments.keys) * kernels::kSelfAttentionThreads;

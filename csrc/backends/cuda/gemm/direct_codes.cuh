@@ -77,7 +77,7 @@ class DirectCoder {
     if (const int row = first + lane_index(); lane_index() < rows) {
       const auto largest = bits_as<float>(read_shared_by_blocks(p_.codes.progress + progress_.largest(row)));
       scale = e4m3_scale(max_or_nan(largest, largest));  // the same NaN for all of them
-      inverse = 1.0f / scale;
+      inverse = e4m3_inverse(scale);
       p_.codes.scales[row] = scale;
     }
     __syncwarp();

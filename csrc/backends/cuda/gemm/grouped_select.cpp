@@ -10,7 +10,8 @@ namespace {
 
 // Of two with as many tokens the first is preferred. Few tokens: 128 outputs, which gives the most blocks, since the
 // weights' way from memory is the limit. 128 tokens: 256 outputs, which takes a quarter less from the L2 cache per
-// product; clusters of two blocks take another third less where an expert has enough rows for them.
+// product; clusters of two blocks, which take another third less, pay for gates and ups alone, where an expert has
+// enough rows for them.
 constexpr GroupedConfig kConfigs[] = {
     {.name = "bf16_128x16", .format = WeightFormat::kDense, .outputs = 128, .tokens = 16},
     {.name = "bf16_128x32", .format = WeightFormat::kDense, .outputs = 128, .tokens = 32},
@@ -28,19 +29,13 @@ constexpr GroupedConfig kConfigs[] = {
     {.name = "fp8_block_128x32", .format = WeightFormat::kFp8Block, .outputs = 128, .tokens = 32},
     {.name = "fp8_block_128x64", .format = WeightFormat::kFp8Block, .outputs = 128, .tokens = 64},
     {.name = "fp8_block_256x64", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 64},
-    {.name = "fp8_block_256x128_pairs",
-     .format = WeightFormat::kFp8Block,
-     .outputs = 256,
-     .tokens = 128,
-     .layout = GroupedLayout::kTokenRows,
-     .blocks = 2},
-    {.name = "fp8_block_256x128", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 128},
-    {.name = "fp8_block_128x128", .format = WeightFormat::kFp8Block, .outputs = 128, .tokens = 128},
     {.name = "fp8_block_256x128_token_rows",
      .format = WeightFormat::kFp8Block,
      .outputs = 256,
      .tokens = 128,
      .layout = GroupedLayout::kTokenRows},
+    {.name = "fp8_block_256x128", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 128},
+    {.name = "fp8_block_128x128", .format = WeightFormat::kFp8Block, .outputs = 128, .tokens = 128},
 };
 
 constexpr GroupedConfig kSwigluConfigs[] = {
@@ -53,12 +48,12 @@ constexpr GroupedConfig kSwigluConfigs[] = {
      .tokens = 128,
      .layout = GroupedLayout::kTokenRows,
      .blocks = 2},
-    {.name = "swiglu_fp8_block_256x128", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 128},
     {.name = "swiglu_fp8_block_256x128_token_rows",
      .format = WeightFormat::kFp8Block,
      .outputs = 256,
      .tokens = 128,
      .layout = GroupedLayout::kTokenRows},
+    {.name = "swiglu_fp8_block_256x128", .format = WeightFormat::kFp8Block, .outputs = 256, .tokens = 128},
 };
 
 // An expert of more tokens is multiplied by other kernels, which memory does not limit.
@@ -74,11 +69,11 @@ struct TokenStep {
   std::int64_t rows_per_expert;
   std::int64_t tokens;
 };
-constexpr TokenStep kTokenSteps[] = {{8, 16}, {20, 32}, {56, 64}};
+constexpr TokenStep kTokenSteps[] = {{8, 16}, {20, 32}, {60, 64}};
 constexpr std::int64_t kMostTokens = 128;
 
 // Clusters are for capacities of at least this many rows per expert.
-constexpr std::int64_t kPairRowsPerExpert = 384;
+constexpr std::int64_t kPairRowsPerExpert = 300;
 
 // The copy engine takes addresses and strides that are multiples of this.
 constexpr std::int64_t kAccessBytes = 16;

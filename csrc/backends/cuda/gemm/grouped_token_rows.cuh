@@ -192,7 +192,7 @@ class TokenRowsMultiplier {
       largest = max_or_nan(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
       largest = max_or_nan(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
       const float scale = e4m3_scale(largest);
-      const float inverse = 1.0f / scale;
+      const float inverse = e4m3_inverse(scale);
       const std::int64_t row = token + half * 8;
       if (lane_ % 4 == 0) p_.code_scales[first_column / 128 * p_.code_scale_stride + row] = scale;
       std::uint8_t* const codes = p_.codes + row * p_.code_stride + first_column + lane_ % 4 * kVectorColumns;

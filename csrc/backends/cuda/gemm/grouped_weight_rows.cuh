@@ -260,7 +260,7 @@ class WeightRowsMultiplier {
 #pragma unroll
       for (int warp = 0; warp < kWarps; ++warp) largest = max_or_nan(largest, maxima[warp * Tile::kTokens + token]);
       const float scale = e4m3_scale(largest);
-      inverses[token] = 1.0f / scale;
+      inverses[token] = e4m3_inverse(scale);
       p_.code_scales[first_column / 128 * p_.code_scale_stride + first_token + token] = scale;
     }
     sync_multipliers();

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kMostCombineThreads) combine_attention_splits(
   unpack<bf16>(rounded, values);
   const float scale = e4m3_scale(block_max_magnitude(magnitude_of(values)));
   if (threadIdx.x == 0) args.quantized.scales[row] = scale;
-  if (live) store_codes(args.quantized.codes + row * args.quantized.stride + vector * 8, values, 1.0f / scale);
+  if (live) store_codes(args.quantized.codes + row * args.quantized.stride + vector * 8, values, e4m3_inverse(scale));
 }
 
 }  // namespace onerec::cuda::kernels

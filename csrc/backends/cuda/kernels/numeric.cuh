@@ -75,10 +75,28 @@ __device__ __forceinline__ float reciprocal_root(float value) {
 
 // --- E4M3 ---
 
-// The scale of a group whose largest magnitude is `amax`. NaN and infinity stay.
+// The scale of a group whose largest magnitude is `amax`: amax / 448 rounded to nearest, at least 1e-12. NaN and infinity
+// stay.
 __device__ __forceinline__ float e4m3_scale(float amax) {
-  const float scale = amax / 448.0f;
-  return scale < 1e-12f ? 1e-12f : scale;
+  // A quotient by a constant in three instructions. What is left of the first product is exact, so that the corrected
+  // one is rounded as a division is (Markstein, IBM J. Res. Dev. 34, 1990); smaller ones than 1e-12 are not asked for.
+  constexpr float kInverse = 1.0f / 448.0f;
+  const float near = amax * kInverse;
+  const float scale = fmaf(fmaf(-near, 448.0f, amax), kInverse, near);
+  const float least = scale < 1e-12f ? 1e-12f : scale;
+  return amax <= 3.40282347e+38f ? least : amax;
+}
+
+// 1 / scale, rounded to nearest, of a scale of e4m3_scale(): what the compiler makes of a division, without the call for
+// numbers that scales are not.
+__device__ __forceinline__ float e4m3_inverse(float scale) {
+#if defined(__CUDA_ARCH__)
+  const float near = approximate_inverse(scale);
+  const float inverse = fmaf(fmaf(-scale, near, 1.0f), near, near);
+  return scale > 3.40282347e+38f ? 0.0f : inverse;
+#else
+  return 1.0f / scale;
+#endif
 }
 
 // Rounds to nearest even and saturates to +-448. The toolkit's conversion drops the sign of a NaN; it is put back.

@@ -102,7 +102,7 @@ struct MadeRow {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) largest = max_or_nan(largest, magnitude_of(values[i]));
     const float scale = e4m3_scale(team.max_magnitude(largest));
-    const float inverse = 1.0f / scale;
+    const float inverse = e4m3_inverse(scale);
     if (threadIdx.x == 0) *scale_of_row = scale;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {

@@ -164,7 +164,6 @@ __global__ void __launch_bounds__(Team::kMaxThreads, resident_row_blocks<Team>(k
   constexpr int kN = kVector<T>;
   NormFactors<Team, kVectors, kN> gamma(p);
   overlap_with_neighbours();
-  gamma.wait();
   Team team;
   const auto load = [&](const RowPart& at) {
     return load_row_vectors<T, Team, kVectors>(static_cast<const T*>(p.x) + at.row * p.x_stride, at);
@@ -175,7 +174,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, resident_row_blocks<Team>(k
     for (int i = 0; i < kVectors; ++i) unpack<T>(held.vector[i], values[i]);
     normalise_part(team, p, at, gamma, values);
   };
-  for_row_parts<Team>(p.rows, load, process);
+  for_row_parts<Team>(p.rows, load, process, [&] { gamma.wait(); });
 }
 
 // Any width and alignment; p.rows gives the numbers of rows and of groups only. A block takes a group at a time.

@@ -60,7 +60,7 @@ __device__ __forceinline__ void quantize_part(Team& team, const CodeRows& to, co
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) largest = max_or_nan(largest, magnitude_of(values[i]));
     const float scale = e4m3_scale(team.max_magnitude(largest));
-    const float inverse = 1.0f / scale;
+    const float inverse = e4m3_inverse(scale);
     if (Team::member() == 0 && at.end > 0) to.scales[at.row] = scale;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
@@ -76,7 +76,7 @@ __device__ __forceinline__ void quantize_part(Team& team, const CodeRows& to, co
     const float scale = e4m3_scale(warp_max<kLanes>(magnitude_of(values[i])));
     if (!has_vector<Team, kVectors>(at, i)) continue;
     const int vector = row_vector<Team>(at, i);
-    const float inverse = 1.0f / scale;
+    const float inverse = e4m3_inverse(scale);
     if (vector % kBlockLanes == 0) to.scales[vector / kBlockLanes * to.scale_stride + at.row] = scale;
     store_codes(codes + static_cast<std::int64_t>(vector) * kN, values[i], inverse);
   }
@@ -92,7 +92,7 @@ __device__ __forceinline__ void quantize_row_plain(const CodeRows& to, std::int6
     float largest = 0.0f;
     for (std::int64_t c = threadIdx.x; c < cols; c += blockDim.x) largest = max_or_nan(largest, fabsf(make(c)));
     const float scale = e4m3_scale(block_max_magnitude(largest));
-    const float inverse = 1.0f / scale;
+    const float inverse = e4m3_inverse(scale);
     if (threadIdx.x == 0) to.scales[row] = scale;
     for (std::int64_t c = threadIdx.x; c < cols; c += blockDim.x) codes[c] = to_e4m3(make(c) * inverse);
     return;
@@ -105,7 +105,7 @@ __device__ __forceinline__ void quantize_row_plain(const CodeRows& to, std::int6
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) values[i] = first + i * kWarp < cols ? make(first + i * kWarp) : 0.0f;
     const float scale = e4m3_scale(warp_max(magnitude_of(values)));
-    const float inverse = 1.0f / scale;
+    const float inverse = e4m3_inverse(scale);
     if (lane_index() == 0) to.scales[b * to.scale_stride + row] = scale;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {

@@ -168,22 +168,42 @@ __device__ __forceinline__ RowVectors<kVectors> load_row_vectors(const T* row, c
 // What a block loads of its next parts while it is at the present ones: nothing, or all of it, for twice the registers.
 enum class Ahead : std::uint8_t { kNothing, kNextPart };
 
-// A warp that has a row to itself need not go through the motions without one: nobody waits for it.
-template <class Team, class Held, class Process>
-__device__ __forceinline__ void process_part(const RowPart& at, const Held& held, const Process& process) {
-  if (std::is_same_v<Team, WarpTeam> && at.end == 0) return;
-  process(at, held);
+// for_row_parts() of warps that have rows to themselves, from the last row to the first: what the kernel before this one
+// wrote last is still in L2.
+template <class Load, class Process, class Prepare>
+__device__ __forceinline__ void for_warp_rows(const RowParts& rows, const Load& load, const Process& process,
+                                              const Prepare& prepare) {
+  const std::int64_t turn = static_cast<std::int64_t>(gridDim.x) * WarpTeam::teams();
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * WarpTeam::teams() + WarpTeam::index();
+  const auto part_of = [&](std::int64_t row, std::int64_t limit) {
+    return row < 0 ? RowPart{} : row_part(rows, row, limit);
+  };
+  std::int64_t row = rows.rows - 1 - first;
+  RowPart at = part_of(row, rows.rows);
+  auto held = load(at);
+  prepare();
+  const std::int64_t live = rows.count == nullptr ? rows.rows : *rows.count;
+  for (; row >= 0; row -= turn) {
+    const RowPart next = part_of(row - turn, live);
+    const auto next_held = load(next);
+    if (at.end > 0 && row < live) process(at, held);
+    at = next;
+    held = next_held;
+  }
 }
 
 // Calls process(at, load(at)) for every part of every live row: `load` reads what a thread holds of it, `process` may
 // use the team's collectives, and must not write what `load` reads of another part. The first parts are loaded even
-// where the rows turn out not to be live.
-template <class Team, Ahead kAhead = Ahead::kNextPart, class Load, class Process>
-__device__ __forceinline__ void for_row_parts(const RowParts& rows, const Load& load, const Process& process) {
+// where the rows turn out not to be live; `prepare()` comes behind these loads, in every thread.
+template <class Team, Ahead kAhead = Ahead::kNextPart, class Load, class Process, class Prepare>
+__device__ __forceinline__ void for_row_parts(const RowParts& rows, const Load& load, const Process& process,
+                                              const Prepare& prepare) {
+  if constexpr (std::is_same_v<Team, WarpTeam>) return for_warp_rows(rows, load, process, prepare);
   const std::int64_t turn = static_cast<std::int64_t>(gridDim.x) * Team::teams();
   std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * Team::teams();
   RowPart at = row_part(rows, base + Team::index(), rows.rows * rows.parts);
   auto held = load(at);
+  prepare();
   const std::int64_t live = (rows.count == nullptr ? rows.rows : *rows.count) * static_cast<std::int64_t>(rows.parts);
   if (base + Team::index() >= live) at.end = 0;
   // As a rule there is no next part, and working one out for nobody takes longer than the branches.
@@ -196,16 +216,21 @@ __device__ __forceinline__ void for_row_parts(const RowParts& rows, const Load& 
         next = row_part(rows, base + Team::index(), live);
         next_held = load(next);
       }
-      process_part<Team>(at, held, process);
+      process(at, held);
       at = next;
       held = next_held;
     } else {
-      process_part<Team>(at, held, process);
+      process(at, held);
       if (base >= live) return;
       at = row_part(rows, base + Team::index(), live);
       held = load(at);
     }
   }
+}
+
+template <class Team, Ahead kAhead = Ahead::kNextPart, class Load, class Process>
+__device__ __forceinline__ void for_row_parts(const RowParts& rows, const Load& load, const Process& process) {
+  for_row_parts<Team, kAhead>(rows, load, process, [] {});
 }
 
 }  // namespace onerec::cuda::kernels

@@ -1,6 +1,7 @@
 // Self-attention over a handful of keys per row, found through the beams' ancestry.
 #pragma once
 
+#include "backends/cuda/kernels/async_copy.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
 #include "backends/cuda/kernels/row_quantize.cuh"
 
@@ -184,7 +185,7 @@ __global__ void __launch_bounds__(kSelfAttentionThreads, resident_attention_bloc
     if (row + turn < live) seen = seen_rows<kMost>(p, row + turn);
     if (!coded) continue;
     const float scale = e4m3_scale(team.max_magnitude(largest));
-    const float inverse = 1.0f / scale;
+    const float inverse = e4m3_inverse(scale);
     if (threadIdx.x == 0) p.quantized.scales[row] = scale;
     std::uint8_t* const codes = p.quantized.codes + static_cast<std::int64_t>(row) * p.quantized.stride;
     for (std::int32_t round = 0; round < p.rounds; ++round) {
@@ -201,10 +202,97 @@ inline constexpr int kAttentionWarpVectors = 8;  // of a lane
 inline constexpr int kAttentionWarpThreads = 256;
 inline constexpr int kAttentionWarpBlocks = 2;  // on a multiprocessor
 
-// For many rows: a warp takes one, as much as its lanes hold of all heads at a time. The next part's loads are under
-// way meanwhile, those of the next row while this one's codes are made, and which rows that one sees is known by then.
-// kKeys keys; a head is kLanes vectors, kLanes a power of two; all heads are at most kAttentionWarpVectors vectors a
-// lane. Aligned as above. The results have the bits of the kernel above.
+// The parts of its rows that a warp comes to, in order: what its lanes hold of all heads at a time. A lane asks for its
+// vectors of a part some parts ahead, also across rows, and finds them in shared memory.
+template <class T, int kLanes, int kKeys>
+class PartsAhead {
+ public:
+  static constexpr int kVectors = 1 + 2 * kKeys;      // of a lane and part
+  static constexpr int kParts = kKeys == 2 ? 4 : 3;   // in shared memory: one is read, the others are under way
+  static constexpr int kBytes = kParts * kVectors * kAttentionWarpThreads * 16;  // of a block
+
+  // Rows `row`, `row` - `turn`, ... down to 0, of which there is one.
+  __device__ __forceinline__ PartsAhead(const SelfAttentionArguments& p, std::int32_t row, std::int32_t turn)
+      : p_(p),
+        vectors_(p.heads * kLanes),
+        turn_(turn),
+        own_(dynamic_shared<uint4>() + warp_index() * kParts * kVectors * kWarp + lane_index()),
+        row_(row) {
+    see(seen_rows<kKeys>(p, row));
+    look_ahead();
+#pragma unroll
+    for (int i = 0; i + 1 < kParts; ++i) ask();
+  }
+
+  // The next part.
+  __device__ __forceinline__ HeadVectors<kKeys> take() {
+    wait_for_copies<kParts - 2>();
+    const uint4* const from = own_ + taken_ * kVectors * kWarp;
+    taken_ = taken_ + 1 == kParts ? 0 : taken_ + 1;
+    HeadVectors<kKeys> held;
+    held.query = from[0];
+#pragma unroll
+    for (int s = 0; s < kKeys; ++s) {
+      held.key[s] = from[(1 + 2 * s) * kWarp];
+      held.value[s] = from[(2 + 2 * s) * kWarp];
+    }
+    ask();  // in the place of the part that was taken before this one
+    return held;
+  }
+
+ private:
+  __device__ __forceinline__ void see(const SeenRows<kKeys>& seen) {
+#pragma unroll
+    for (int s = 0; s < kKeys; ++s) tokens_[s] = token_at<T>(p_, s, seen.at[s]);
+  }
+
+  // Which rows the next one sees is known by the time that it is asked for.
+  __device__ __forceinline__ void look_ahead() {
+    if (row_ >= turn_) next_ = seen_rows<kKeys>(p_, row_ - turn_);
+  }
+
+  __device__ __forceinline__ void ask() {
+    constexpr int kN = kVector<T>;
+    if (row_ >= 0) {
+      const std::int32_t vector = part_ * kWarp + lane_index();
+      if (vector < vectors_) {
+        const std::int64_t shared = p_.group == 1 ? static_cast<std::int64_t>(vector) * kN
+                                                  : shared_column(p_, vector / kLanes, vector % kLanes * kN);
+        uint4* const to = own_ + asked_ * kVectors * kWarp;
+        copy_vector_async(to, tokens_[kKeys - 1] + static_cast<std::int64_t>(vector) * kN);
+#pragma unroll
+        for (int s = 0; s < kKeys; ++s) {
+          copy_vector_async(to + (1 + 2 * s) * kWarp, tokens_[s] + p_.key_column + shared);
+          copy_vector_async(to + (2 + 2 * s) * kWarp, tokens_[s] + p_.value_column + shared);
+        }
+      }
+      if (++part_ * kWarp >= vectors_) {
+        part_ = 0;
+        row_ -= turn_;
+        see(next_);
+        look_ahead();
+      }
+    }
+    asked_ = asked_ + 1 == kParts ? 0 : asked_ + 1;
+    close_copies();
+  }
+
+  const SelfAttentionArguments& p_;
+  const std::int32_t vectors_;
+  const std::int32_t turn_;
+  uint4* const own_;
+  const T* tokens_[kKeys];    // that the row sees
+  SeenRows<kKeys> next_ = {};  // by the next row
+  std::int32_t row_;           // to be asked for, and its part
+  std::int32_t part_ = 0;
+  int asked_ = 0;  // places in shared memory
+  int taken_ = 0;
+};
+
+// For many rows: a warp takes one, part by part, from the last row to the first: what was written last is still in L2.
+// kKeys keys; a head is kLanes vectors, kLanes a power of two; all heads
+// are at most kAttentionWarpVectors vectors a lane. Aligned as above; PartsAhead::kBytes of dynamic shared memory. The
+// results have the bits of the kernel above.
 template <class T, int kLanes, int kKeys>
 __global__ void __launch_bounds__(kAttentionWarpThreads, kAttentionWarpBlocks)
     self_attention_warp_kernel(const __grid_constant__ SelfAttentionArguments p) {
@@ -213,57 +301,27 @@ __global__ void __launch_bounds__(kAttentionWarpThreads, kAttentionWarpBlocks)
   const std::int32_t vectors = p.heads * kLanes;
   const std::int32_t parts = (vectors + kWarp - 1) / kWarp;
   const auto turn = static_cast<std::int32_t>(gridDim.x * blockDim.x) / kWarp;
-  auto row = static_cast<std::int32_t>(blockIdx.x * blockDim.x + threadIdx.x) / kWarp;
-  const std::int32_t live = live_rows(p);
-  if (row >= live) return;
-  const T* tokens[kKeys];
-  const auto see = [&](const SeenRows<kKeys>& seen) {
-#pragma unroll
-    for (int s = 0; s < kKeys; ++s) tokens[s] = token_at<T>(p, s, seen.at[s]);
-  };
-  const auto load = [&](int part) {
-    const std::int32_t vector = part * kWarp + lane_index();
-    HeadVectors<kKeys> held;
-    if (vector >= vectors) return held;
-    const std::int64_t shared =
-        p.group == 1 ? static_cast<std::int64_t>(vector) * kN : shared_column(p, vector / kLanes, vector % kLanes * kN);
-    held.query = load_vector(tokens[kKeys - 1] + static_cast<std::int64_t>(vector) * kN);
-#pragma unroll
-    for (int s = 0; s < kKeys; ++s) {
-      held.key[s] = load_vector(tokens[s] + p.key_column + shared);
-      held.value[s] = load_vector(tokens[s] + p.value_column + shared);
-    }
-    return held;
-  };
-  see(seen_rows<kKeys>(p, row));
-  HeadVectors<kKeys> held = load(0);
-  while (row < live) {
-    const std::int32_t now = row;
-    row += turn;
-    const SeenRows<kKeys> seen = row < live ? seen_rows<kKeys>(p, row) : SeenRows<kKeys>{};
+  auto row = live_rows(p) - 1 - static_cast<std::int32_t>(blockIdx.x * blockDim.x + threadIdx.x) / kWarp;
+  if (row < 0) return;
+  PartsAhead<T, kLanes, kKeys> ahead(p, row, turn);
+  for (; row >= 0; row -= turn) {
     uint4 kept[kAttentionWarpVectors];
     float largest = 0.0f;
 #pragma unroll
     for (int part = 0; part < kAttentionWarpVectors; ++part) {
       if (part >= parts) break;
-      HeadVectors<kKeys> next;
-      if (part + 1 < parts) next = load(part + 1);
-      kept[part] = attend<T, kLanes>(held, kKeys, p.scale);
+      kept[part] = attend<T, kLanes>(ahead.take(), kKeys, p.scale);
+      if (part * kWarp + lane_index() >= vectors) kept[part] = make_uint4(0, 0, 0, 0);
       float values[kN];
       unpack<T>(kept[part], values);
       largest = max_or_nan(largest, magnitude_of(values));
-      held = next;
-    }
-    if (row < live) {
-      see(seen);
-      held = load(0);
     }
     const bool coded = p.quantized.kind != Codes::kNone;
     const float scale = e4m3_scale(warp_max(largest));
-    const float inverse = 1.0f / scale;
-    if (coded && lane_index() == 0) p.quantized.scales[now] = scale;
-    std::uint8_t* const codes = p.quantized.codes + static_cast<std::int64_t>(now) * p.quantized.stride;
-    T* const out = static_cast<T*>(p.out) + static_cast<std::int64_t>(now) * p.out_stride;
+    const float inverse = e4m3_inverse(scale);
+    if (coded && lane_index() == 0) p.quantized.scales[row] = scale;
+    std::uint8_t* const codes = p.quantized.codes + static_cast<std::int64_t>(row) * p.quantized.stride;
+    T* const out = static_cast<T*>(p.out) + static_cast<std::int64_t>(row) * p.out_stride;
 #pragma unroll
     for (int part = 0; part < kAttentionWarpVectors; ++part) {
       const std::int32_t vector = part * kWarp + lane_index();
