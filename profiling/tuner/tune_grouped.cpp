@@ -142,8 +142,11 @@ class Tuner {
     const auto code_scales =
         backend_->device().allocate(static_cast<std::size_t>(layout.capacity * scale_blocks(model_.width)) * 4);
     const auto y = backend_->device().allocate(static_cast<std::size_t>(layout.capacity * model_.hidden) * 2);
-    std::vector<std::int32_t> in_place(static_cast<std::size_t>(layout.capacity));
-    std::iota(in_place.begin(), in_place.end(), 0);
+    std::vector<std::int32_t> in_place(static_cast<std::size_t>(layout.capacity), -1);
+    for (std::size_t e = 0; e < counts_.size(); ++e) {
+      const auto first = in_place.begin() + layout.starts[e];
+      std::iota(first, first + counts_[e], layout.starts[e]);
+    }
     const auto sources = upload(in_place);
     const auto* const offsets = static_cast<const std::int32_t*>(layout.offsets->data());
     const auto blocks_of = [&](const Buffer& values, const Buffer& scales, std::int64_t columns) {
