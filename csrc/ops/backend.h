@@ -70,8 +70,8 @@ class Backend {
   virtual std::size_t route_workspace(const RouteParams&) const { return 0; }
   virtual void route(Stream&, const RouteParams&, Workspace) = 0;
   virtual void gather_rows(Stream&, const GatherRowsParams&) = 0;
-  // Whether routed_feed_forward() does both products of these params in one kernel; if not, the op issues its parts. Its
-  // workspace does not depend on addresses.
+  // Whether routed_feed_forward() does both products of these params in one kernel; if not, the op issues its parts.
+  // Its workspace does not depend on addresses.
   virtual bool fuses_routed_feed_forward(const RoutedFeedForwardParams&) const { return false; }
   virtual std::size_t routed_feed_forward_workspace(const RoutedFeedForwardParams&) const { return 0; }
   virtual void routed_feed_forward(Stream&, const RoutedFeedForwardParams&, Workspace);

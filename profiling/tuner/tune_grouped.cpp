@@ -4,8 +4,8 @@
 // Prints a line per product, number of rows and kernel: microseconds of one call (the median of replays of a CUDA graph
 // of several calls; the weights are larger than the L2 cache), TFLOP/s of the routed rows, TB/s of the least that has
 // to be read and written, the largest difference from the first kernel's result in each expert's first and last rows
-// over the largest magnitude there, and whether the engine chooses the kernel. Where one kernel can do both products, they
-// are timed with the gather in front of them as well, in turns: as parts, and as that kernel.
+// over the largest magnitude there, and whether the engine chooses the kernel. Where one kernel can do both products,
+// they are timed with the gather in front of them as well, in turns: as parts, and as that kernel.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>

@@ -360,18 +360,5 @@ TEST(GroupedPairTiles, EveryTileOnceWithItsExpert) {
   }
 }
 
-// Where half of the last output tile exists, a pair gets two of them in turn: it then has as much work as the others.
-TEST(GroupedPairTiles, HalvesAreDealtTwoByTwo) {
-  const std::int32_t offsets[] = {0, 6 * 128};
-  std::vector<std::vector<Tile>> order;
-  for (int pair = 0; pair < 5; ++pair) {
-    kernels::GroupedPairTiles<256, 128> tile(offsets, 1, 384, 0, pair, 5);
-    for (order.emplace_back(); tile.valid(); tile.next()) {
-      order.back().emplace_back(tile.first_token() / 128, tile.first_output() / 256);
-    }
-  }
-  EXPECT_EQ(order, (std::vector<std::vector<Tile>>{{{0, 0}}, {{2, 0}}, {{4, 0}}, {{0, 1}, {2, 1}}, {{4, 1}}}));
-}
-
 }  // namespace
 }  // namespace onerec::cuda

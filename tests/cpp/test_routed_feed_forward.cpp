@@ -42,7 +42,8 @@ std::vector<std::int32_t> random_sources(Random& random, const Sizes& sizes, con
   std::vector<std::int32_t> sources(static_cast<std::size_t>(sizes.capacity), -1);
   for (std::size_t e = 0; e < sizes.counts.size(); ++e) {
     for (std::int32_t i = 0; i < sizes.counts[e]; ++i) {
-      sources[static_cast<std::size_t>(offsets[e] + i)] = static_cast<std::int32_t>(test::uniform(random, 0, kRows - 1));
+      sources[static_cast<std::size_t>(offsets[e] + i)] =
+          static_cast<std::int32_t>(test::uniform(random, 0, kRows - 1));
     }
   }
   return sources;
@@ -175,12 +176,8 @@ TEST(RoutedFeedForward, AlignedExperts) {
            .alignment = alignment,
            .padding = 16});
     if (test::test_device() == TestDevice::kSimt) break;  // it has one kernel, and is slow
-    check({.counts = {0, 0},
-           .capacity = alignment,
-           .inputs = 128,
-           .width = 128,
-           .outputs = 128,
-           .alignment = alignment});
+    check(
+        {.counts = {0, 0}, .capacity = alignment, .inputs = 128, .width = 128, .outputs = 128, .alignment = alignment});
     check({.counts = {alignment, 3},
            .capacity = 2 * alignment,
            .inputs = 1408,
@@ -268,12 +265,9 @@ TEST(RoutedFeedForward, NansStayInTheirRow) {
   constexpr std::int32_t kNanRow = 5;
   constexpr std::int64_t kOutputs = 128;
   Runner runner;
-  Problem problem(runner.backend(), {.counts = {16, 30},
-                                     .capacity = 64,
-                                     .inputs = 128,
-                                     .width = 128,
-                                     .outputs = kOutputs,
-                                     .alignment = 32});
+  Problem problem(
+      runner.backend(),
+      {.counts = {16, 30}, .capacity = 64, .inputs = 128, .width = 128, .outputs = kOutputs, .alignment = 32});
   problem.x().scales[kNanRow] = std::nanf("");
   runner.run([&](OpContext& context) { routed_feed_forward(context, problem.params()); }, problem.outputs());
   int nans = 0;

@@ -17,8 +17,8 @@ void grouped_gemm(Stream& stream, const GroupedLinearParams& params, int config,
 // The same with grouped_swiglu_configs()[config]. Leaves gate_up alone.
 void grouped_swiglu_gemm(Stream& stream, const GroupedSwigluParams& params, int config, int multiprocessors);
 
-// Both products of `params` with network_configs()[config], which fits. `progress`: network_progress_words() of them, all
-// 0 before.
+// Both products of `params` with network_configs()[config], which fits. `progress`: network_progress_words() of them,
+// all 0 before.
 void network_gemm(Stream& stream, const RoutedFeedForwardParams& params, int config, int multiprocessors,
                   std::uint32_t* progress);
 

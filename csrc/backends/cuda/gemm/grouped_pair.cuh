@@ -23,12 +23,13 @@ __device__ __forceinline__ void bring_tiles_of_pair(const GroupedParams& p, cons
   constexpr int kWeightHalf = Tile::kWeightBoxRows * kTileRowBytes;
   constexpr int kTokenHalf = Tile::kTokenBoxRows * kTileRowBytes;
   static_assert(2 * kWeightHalf == Tile::kWeightBytes && 2 * kTokenHalf == Tile::kTokenBytes && Tile::kOrdered);
+  static_assert(Tile::kSwiglu, "one half of the weights are gates, the other ups");
   const int rank = rank_in_cluster();
   RingPlace<Tile::kSteps> place;
   int number = 0;
   for (auto tile = tiles_of_pair<Tile>(p); tile.valid(); tile.next(), ++number) {
-    const int first_weight = tile.first_output();
-    const int second_weight = first_weight + (Tile::kSwiglu ? p.columns : Tile::kWeightBoxRows);
+    const int first_gate = tile.first_output();
+    const int first_up = p.columns + first_gate;
     for (int k = 0; k < p.depth_steps; ++k) {
       std::uint64_t* const full = shared.full + place.step;
       unsigned char* const weights = shared.weights(place.step);
@@ -42,10 +43,10 @@ __device__ __forceinline__ void bring_tiles_of_pair(const GroupedParams& p, cons
       if (tile.shares_tokens()) {
         copy_box_to_both(&p.tokens, full, tokens + rank * kTokenHalf, depth,
                          tile.first_token() + rank * Tile::kTokenBoxRows);
-        copy_weights<Tile>(p, full, weights, depth, first_weight, tile.expert());
-        copy_weights<Tile>(p, full, weights + kWeightHalf, depth, second_weight, tile.expert());
+        copy_weights<Tile>(p, full, weights, depth, first_gate, tile.expert());
+        copy_weights<Tile>(p, full, weights + kWeightHalf, depth, first_up, tile.expert());
       } else {
-        const int output = rank == 0 ? first_weight : second_weight;
+        const int output = rank == 0 ? first_gate : first_up;
         copy_groups(&p.weights, full, weights + rank * kWeightHalf, depth,
                     (tile.expert() * p.outputs + output) / kResultGroup, kBothBlocks);
         copy_box(&p.tokens, full, tokens, depth, tile.first_token());

@@ -71,9 +71,6 @@ class GroupedTiles {
 // pair walk alike. As a rule they have neighbouring token tiles and the same output tile; of an expert with an odd
 // number of token tiles they share the last one and have neighbouring output tiles, of which the second may lie past
 // the end (live() is false then: the block has nothing to multiply).
-//
-// What is dealt is a chunk of equal work: a tile for each block, or two tiles after each other where only half of the
-// last output tile exists.
 template <int kOutputs, int kTokens>
 class GroupedPairTiles {
  public:
@@ -83,20 +80,12 @@ class GroupedPairTiles {
         outputs_(outputs),
         rank_(rank),
         pairs_(pairs),
-        output_tiles_((outputs + kOutputs - 1) / kOutputs),
-        whole_(outputs % kOutputs != 0 && outputs % kOutputs <= kOutputs / 2 ? outputs / kOutputs : output_tiles_) {
+        output_tiles_((outputs + kOutputs - 1) / kOutputs) {
     find(pair);
   }
 
   constexpr bool valid() const { return expert_ < experts_; }
-  constexpr void next() {
-    if (another_pair_) {
-      token_tile_ += 2;
-      another_pair_ = false;
-    } else {
-      find(chunk_ + pairs_);
-    }
-  }
+  constexpr void next() { find(index_ + pairs_); }
 
   constexpr int expert() const { return expert_; }
   constexpr int first_token() const { return token_tile_ * kTokens; }
@@ -108,43 +97,30 @@ class GroupedPairTiles {
  private:
   static constexpr int kGroupPairs = 8;
 
-  constexpr int halves(int token_pairs) const { return whole_ < output_tiles_ ? (token_pairs + 1) / 2 : 0; }
-
-  constexpr void find(int chunk) {
-    chunk_ = chunk;
-    while (chunk_ >= end_) {
+  constexpr void find(int index) {
+    index_ = index;
+    while (index_ >= end_) {
       if (++expert_ == experts_) return;
       first_tile_ = offsets_[expert_] / kTokens;
       tiles_ = offsets_[expert_ + 1] / kTokens - first_tile_;
       begin_ = end_;
-      end_ += tiles_ / 2 * whole_ + halves(tiles_ / 2) + (tiles_ % 2 != 0 ? (output_tiles_ + 1) / 2 : 0);
+      end_ += tiles_ / 2 * output_tiles_ + (tiles_ % 2 != 0 ? (output_tiles_ + 1) / 2 : 0);
     }
     const int token_pairs = tiles_ / 2;
-    int within = chunk_ - begin_;
-    shares_tokens_ = false;
-    if (within < token_pairs * whole_) {
-      const int group = within / (kGroupPairs * whole_);
-      const int left = token_pairs - group * kGroupPairs;
-      const int members = left < kGroupPairs ? left : kGroupPairs;
-      within -= group * kGroupPairs * whole_;
-      output_tile_ = within / members;
-      set_pair(group * kGroupPairs + within % members);
+    int within = index_ - begin_;
+    shares_tokens_ = within >= token_pairs * output_tiles_;
+    if (shares_tokens_) {
+      token_tile_ = first_tile_ + tiles_ - 1;
+      output_tile_ = (within - token_pairs * output_tiles_) * 2 + rank_;
       return;
     }
-    within -= token_pairs * whole_;
-    if (within < halves(token_pairs)) {
-      output_tile_ = whole_;
-      set_pair(within * 2);
-      another_pair_ = within * 2 + 1 < token_pairs;
-      return;
-    }
-    within -= halves(token_pairs);
-    shares_tokens_ = true;
-    token_tile_ = first_tile_ + tiles_ - 1;
-    output_tile_ = within * 2 + rank_;
+    const int group = within / (kGroupPairs * output_tiles_);
+    const int left = token_pairs - group * kGroupPairs;
+    const int members = left < kGroupPairs ? left : kGroupPairs;
+    within -= group * kGroupPairs * output_tiles_;
+    output_tile_ = within / members;
+    token_tile_ = first_tile_ + (group * kGroupPairs + within % members) * 2 + rank_;
   }
-
-  constexpr void set_pair(int index) { token_tile_ = first_tile_ + index * 2 + rank_; }
 
   const std::int32_t* offsets_;
   int experts_;
@@ -152,16 +128,14 @@ class GroupedPairTiles {
   int rank_;
   int pairs_;
   int output_tiles_;
-  int whole_;  // output tiles that are more than half there
-  int chunk_ = 0;
+  int index_ = 0;
   int expert_ = -1;
-  int begin_ = 0;  // chunks before the expert
+  int begin_ = 0;  // tiles of pairs before the expert
   int end_ = 0;
   int first_tile_ = 0;  // of the expert's token tiles
   int tiles_ = 0;
   int token_tile_ = 0;
   int output_tile_ = 0;
-  bool another_pair_ = false;  // of the same chunk
   bool shares_tokens_ = false;
 };
 

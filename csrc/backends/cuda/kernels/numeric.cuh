@@ -75,8 +75,8 @@ __device__ __forceinline__ float reciprocal_root(float value) {
 
 // --- E4M3 ---
 
-// The scale of a group whose largest magnitude is `amax`: amax / 448 rounded to nearest, at least 1e-12. NaN and infinity
-// stay.
+// The scale of a group whose largest magnitude is `amax`: amax / 448 rounded to nearest, at least 1e-12. NaN and
+// infinity stay.
 __device__ __forceinline__ float e4m3_scale(float amax) {
   // A quotient by a constant in three instructions. What is left of the first product is exact, so that the corrected
   // one is rounded as a division is (Markstein, IBM J. Res. Dev. 34, 1990); smaller ones than 1e-12 are not asked for.
@@ -87,8 +87,8 @@ __device__ __forceinline__ float e4m3_scale(float amax) {
   return amax <= 3.40282347e+38f ? least : amax;
 }
 
-// 1 / scale, rounded to nearest, of a scale of e4m3_scale(): what the compiler makes of a division, without the call for
-// numbers that scales are not.
+// 1 / scale, rounded to nearest, of a scale of e4m3_scale(): what the compiler makes of a division, without the call
+// for numbers that scales are not.
 __device__ __forceinline__ float e4m3_inverse(float scale) {
 #if defined(__CUDA_ARCH__)
   const float near = approximate_inverse(scale);

@@ -168,8 +168,8 @@ __device__ __forceinline__ RowVectors<kVectors> load_row_vectors(const T* row, c
 // What a block loads of its next parts while it is at the present ones: nothing, or all of it, for twice the registers.
 enum class Ahead : std::uint8_t { kNothing, kNextPart };
 
-// for_row_parts() of warps that have rows to themselves, from the last row to the first: what the kernel before this one
-// wrote last is still in L2.
+// for_row_parts() of warps that have rows to themselves, from the last row to the first: what the kernel before this
+// one wrote last is still in L2.
 template <class Load, class Process, class Prepare>
 __device__ __forceinline__ void for_warp_rows(const RowParts& rows, const Load& load, const Process& process,
                                               const Prepare& prepare) {

@@ -207,8 +207,8 @@ inline constexpr int kAttentionWarpBlocks = 2;  // on a multiprocessor
 template <class T, int kLanes, int kKeys>
 class PartsAhead {
  public:
-  static constexpr int kVectors = 1 + 2 * kKeys;      // of a lane and part
-  static constexpr int kParts = kKeys == 2 ? 4 : 3;   // in shared memory: one is read, the others are under way
+  static constexpr int kVectors = 1 + 2 * kKeys;     // of a lane and part
+  static constexpr int kParts = kKeys == 2 ? 4 : 3;  // in shared memory: one is read, the others are under way
   static constexpr int kBytes = kParts * kVectors * kAttentionWarpThreads * 16;  // of a block
 
   // Rows `row`, `row` - `turn`, ... down to 0, of which there is one.
@@ -281,7 +281,7 @@ class PartsAhead {
   const std::int32_t vectors_;
   const std::int32_t turn_;
   uint4* const own_;
-  const T* tokens_[kKeys];    // that the row sees
+  const T* tokens_[kKeys];     // that the row sees
   SeenRows<kKeys> next_ = {};  // by the next row
   std::int32_t row_;           // to be asked for, and its part
   std::int32_t part_ = 0;
