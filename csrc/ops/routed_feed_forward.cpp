@@ -14,6 +14,7 @@ bool same_matrix(const ConstMatrix& a, const ConstMatrix& b) { return a.data == 
 void check(const RoutedFeedForwardParams& p) {
   check_pointer(kOp, "first.weight", p.first.weight);
   check_pointer(kOp, "second.weight", p.second.weight);
+  check_at_least(kOp, "alignment", p.first.alignment, 1);
   require(same_matrix(p.gather.sorted.values, p.first.x.values) && p.gather.sorted.scales == p.first.x.scales &&
               same_matrix(p.first.quantized.values, p.second.x.values) && p.first.quantized.scales == p.second.x.scales,
           "[routed_feed_forward] got a part that does not read what the part before it writes, want it to. Pass the "

@@ -328,6 +328,7 @@ TEST(RoutedFeedForward, RefusesPartsThatDoNotBelongTogether) {
   EXPECT_EQ(refusal([&](Params& p) { p.second.alignment = 2; }), rows);
   EXPECT_EQ(refusal([&](Params& p) { p.gather.sorted_rows.capacity = 2; }), rows);
   EXPECT_EQ(refusal([&](Params& p) { p.gather.sorted_rows.count = nullptr; }), rows);
+  EXPECT_NE(refusal([](Params& p) { p.first.alignment = p.second.alignment = 0; }), "");
   // What a part finds.
   EXPECT_EQ(refusal([&](Params& p) { p.gather.sources = nullptr; }).substr(0, 13), "[gather_rows]");
   EXPECT_EQ(refusal([&](Params& p) { p.first.gate_up.cols = 16; }).substr(0, 16), "[grouped_swiglu]");
