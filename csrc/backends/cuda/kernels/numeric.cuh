@@ -83,7 +83,7 @@ __device__ __forceinline__ float e4m3_scale(float amax) {
   constexpr float kInverse = 1.0f / 448.0f;
   const float near = amax * kInverse;
   const float scale = fmaf(fmaf(-near, 448.0f, amax), kInverse, near);
-  const float least = scale < 1e-12f ? 1e-12f : scale;
+  const float least = scale >= 1e-12f ? scale : 1e-12f;
   return amax <= 3.40282347e+38f ? least : amax;
 }
 
