@@ -86,10 +86,7 @@ class Tuner {
           .offsets = static_cast<const std::int32_t*>(layout.offsets->data()),
           .width = model_.width,
           .gate_up = {nullptr, DType::kBF16, layout.capacity, 2 * model_.width, 2 * model_.width},
-          .quantized = {.values = {codes->data(), DType::kE4M3, layout.capacity, model_.width, model_.width},
-                        .scale_kind = ScaleKind::kPerBlock,
-                        .scales = static_cast<float*>(scales->data()),
-                        .scale_stride = layout.capacity},
+          .quantized = operand(*codes, *scales, layout.capacity, model_.width),
           .rows_capacity = layout.capacity,
           .alignment = configs[i].tokens};
       if (!grouped_swiglu_config_fits(configs[i], params)) continue;
@@ -149,14 +146,8 @@ class Tuner {
     }
     const auto sources = upload(in_place);
     const auto* const offsets = static_cast<const std::int32_t*>(layout.offsets->data());
-    const auto blocks_of = [&](const Buffer& values, const Buffer& scales, std::int64_t columns) {
-      return Operand{.values = {values.data(), DType::kE4M3, layout.capacity, columns, columns},
-                     .scale_kind = ScaleKind::kPerBlock,
-                     .scales = static_cast<float*>(scales.data()),
-                     .scale_stride = layout.capacity};
-    };
-    const Operand x = blocks_of(*sorted, *sorted_scales, model_.hidden);
-    const Operand hidden = blocks_of(*codes, *code_scales, model_.width);
+    const Operand x = operand(*sorted, *sorted_scales, layout.capacity, model_.hidden);
+    const Operand hidden = operand(*codes, *code_scales, layout.capacity, model_.width);
     const RoutedFeedForwardParams params{
         .gather = {.x = operand(layout, model_.hidden),
                    .sources = static_cast<const std::int32_t*>(sources->data()),
@@ -266,10 +257,14 @@ class Tuner {
   }
 
   static Operand operand(const Layout& layout, std::int64_t inputs) {
-    return {.values = {layout.x->data(), DType::kE4M3, layout.capacity, inputs, inputs},
+    return operand(*layout.x, *layout.scales, layout.capacity, inputs);
+  }
+
+  static Operand operand(const Buffer& codes, const Buffer& scales, std::int64_t rows, std::int64_t columns) {
+    return {.values = {codes.data(), DType::kE4M3, rows, columns, columns},
             .scale_kind = ScaleKind::kPerBlock,
-            .scales = static_cast<float*>(layout.scales->data()),
-            .scale_stride = layout.capacity};
+            .scales = static_cast<float*>(scales.data()),
+            .scale_stride = rows};
   }
 
   std::unique_ptr<LinearWeight> make_weight(const char* name, std::int64_t outputs, std::int64_t inputs) {

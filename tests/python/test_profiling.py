@@ -246,6 +246,17 @@ def test_bench_ops_on_the_cpu(tmp_path: Path) -> None:
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has a GPU")
+@pytest.mark.parametrize("tool", ["bench_engine.py --device cuda", "ladder.py --model 1B"])
+def test_tools_that_need_a_gpu_say_so_at_once(tool: str) -> None:
+    name, *arguments = tool.split()
+    ran = subprocess.run(
+        [sys.executable, PROFILING / name, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.endswith(f"{name}: error: found no GPU\n")
+
+
 def test_bench_engine_gpu_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = argparse.Namespace(
         gpu_rows=[bench_engine_gpu.Row("tiny", 2, 12)],

@@ -13,10 +13,7 @@ struct ClearedWords {
   std::int64_t count = 0;
 };
 
-// The most words that can be cleared beside so many rows.
-std::int64_t most_cleared_words(std::int64_t rows);
-
-// gather_rows(), and makes `cleared` 0.
+// gather_rows(), and makes `cleared` 0: at most a word for every thread of the kernel.
 void gather_and_clear(Stream& stream, const GatherRowsParams& params, const ClearedWords& cleared);
 
 }  // namespace onerec::cuda

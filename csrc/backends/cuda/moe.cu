@@ -7,6 +7,7 @@
 #include "backends/cuda/gather_rows.h"
 #include "backends/cuda/kernels/moe.cuh"
 #include "backends/cuda/launch.h"
+#include "core/error.h"
 
 namespace onerec::cuda {
 namespace {
@@ -60,13 +61,12 @@ void combine_as(Stream& stream, const MoeCombineParams& p) {
 
 }  // namespace
 
-std::int64_t most_cleared_words(std::int64_t rows) {
-  return std::int64_t{blocks_for(rows, kernels::kGatherRows)} * kernels::kGatherThreads;
-}
-
 void gather_and_clear(Stream& stream, const GatherRowsParams& params, const ClearedWords& cleared) {
   const kernels::GatherParams gather = gather_params(params, cleared);
   const LaunchShape shape{dim3(blocks_for(gather.rows, kernels::kGatherRows)), dim3(kernels::kGatherThreads)};
+  const std::int64_t threads = std::int64_t{shape.grid.x} * shape.block.x;
+  require(cleared.count <= threads, "[gather_rows] got ", cleared.count, " words to clear, want at most ", threads,
+          " beside ", gather.rows, " rows. Clear them on their own.");
   const auto aligned = [&](std::int64_t bytes) {
     return rows_aligned(params.x.values, bytes) && rows_aligned(params.sorted.values, bytes);
   };

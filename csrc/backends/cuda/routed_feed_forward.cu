@@ -8,8 +8,7 @@
 namespace onerec::cuda {
 
 bool CudaBackend::fuses_routed_feed_forward(const RoutedFeedForwardParams& params) const {
-  return limits_.tensor_cores && choose_network_config(params) != kNoNetwork &&
-         network_progress_words(params) <= most_cleared_words(params.first.rows_capacity);
+  return limits_.tensor_cores && choose_network_config(params) != kNoNetwork;
 }
 
 std::size_t CudaBackend::routed_feed_forward_workspace(const RoutedFeedForwardParams& params) const {

@@ -64,7 +64,8 @@ constexpr GroupedConfig kNetworkConfigs[] = {
 };
 
 // Up to `rows_per_expert` rows on average, tiles of `tokens`. About twice the average, so that most experts' weights
-// are read once: rows that a tile lacks cost little while the weights are what takes the time.
+// are read once: rows that a tile lacks cost little while the weights are what takes the time. The last step goes
+// further: beyond it an expert's products are no longer made by one kernel.
 struct TokenStep {
   std::int64_t rows_per_expert;
   std::int64_t tokens;

@@ -77,14 +77,15 @@ class NetworkBringer {
   __device__ __forceinline__ void run() {
     int next = take();
     typename Shape::Tiles tiles(p_.first.offsets, p_.first.experts, p_.first.columns, p_.second.columns);
-    for (int number = 0;; ++number) {
+    int number = 0;
+    for (;; ++number) {
       tiles.seek(next);
       if (!tiles.valid()) break;
       const NetworkTile tile{tiles.expert(), tiles.first_output(), tiles.first_token(), tiles.second()};
       next = tile.second ? bring_second(tile, number) : bring_first(tile, number);
     }
     wait_barrier(first_.empty + place_.step, place_.parity ^ 1);
-    network_tile(first_, number_) = {-1, 0, 0, false};
+    network_tile(first_, number) = {-1, 0, 0, false};
     arrive(first_.full + place_.step);
   }
 
@@ -114,7 +115,6 @@ class NetworkBringer {
       bring_tokens(p, first_, place_.step, k, tile.first_token);
       place_.advance();
     }
-    number_ = number + 1;
     return next;
   }
 
@@ -141,7 +141,6 @@ class NetworkBringer {
         step = step + 1 == Second::kSteps ? 0 : step + 1;
       }
     }
-    number_ = number + 1;
     return next;
   }
 
@@ -154,7 +153,6 @@ class NetworkBringer {
   const GroupedShared<First>& first_;
   const GroupedShared<Second>& second_;
   Place place_;
-  int number_ = 0;  // tiles told
 };
 
 // A warpgroup's part of the tiles.

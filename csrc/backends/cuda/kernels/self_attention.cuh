@@ -290,9 +290,8 @@ class PartsAhead {
 };
 
 // For many rows: a warp takes one, part by part, from the last row to the first: what was written last is still in L2.
-// kKeys keys; a head is kLanes vectors, kLanes a power of two; all heads
-// are at most kAttentionWarpVectors vectors a lane. Aligned as above; PartsAhead::kBytes of dynamic shared memory. The
-// results have the bits of the kernel above.
+// kKeys keys; a head is kLanes vectors, kLanes a power of two; all heads are at most kAttentionWarpVectors vectors a
+// lane. Aligned as above; PartsAhead::kBytes of dynamic shared memory. The results have the bits of the kernel above.
 template <class T, int kLanes, int kKeys>
 __global__ void __launch_bounds__(kAttentionWarpThreads, kAttentionWarpBlocks)
     self_attention_warp_kernel(const __grid_constant__ SelfAttentionArguments p) {
