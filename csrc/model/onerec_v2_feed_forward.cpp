@@ -209,21 +209,23 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
     fork.emplace(context_);
     shared(fork->context(), layer.shared, shared_x(), rows);
   }
-  linear(context_, {.x = {.values = router_x_}, .weight = layer.router.get(), .y = router_logits_, .rows = rows});
-  route(context_, {.logits = router_logits_,
-                   .bias = layer.router_bias->floats(),
-                   .experts = config.n_routed_experts,
-                   .top_k = top_k,
-                   .score = config.scoring,
-                   .normalize = config.normalize,
-                   .scaling_factor = config.routed_scaling_factor,
-                   .alignment = sorted.alignment,
-                   .selected = selected_,
-                   .weights = weights_,
-                   .offsets = offsets_,
-                   .slots = slots_,
-                   .sources = sources_,
-                   .rows = rows});
+  linear_route(
+      context_,
+      {.product = {.x = {.values = router_x_}, .weight = layer.router.get(), .y = router_logits_, .rows = rows},
+       .route = {.logits = router_logits_,
+                 .bias = layer.router_bias->floats(),
+                 .experts = config.n_routed_experts,
+                 .top_k = top_k,
+                 .score = config.scoring,
+                 .normalize = config.normalize,
+                 .scaling_factor = config.routed_scaling_factor,
+                 .alignment = sorted.alignment,
+                 .selected = selected_,
+                 .weights = weights_,
+                 .offsets = offsets_,
+                 .slots = slots_,
+                 .sources = sources_,
+                 .rows = rows}});
   experts(layer.experts, sorted);
   if (fork) {
     fork->join();

@@ -7,6 +7,7 @@
 #include "model/onerec_v2.h"
 #include "model/pass_memory.h"
 #include "model/residual_stream.h"
+#include "ops/linear_route.h"
 #include "ops/linear_swiglu.h"
 
 namespace onerec {

@@ -13,6 +13,7 @@
 #include "ops/grouped_linear.h"
 #include "ops/grouped_swiglu.h"
 #include "ops/linear.h"
+#include "ops/linear_route.h"
 #include "ops/linear_swiglu.h"
 #include "ops/moe.h"
 #include "ops/prepared_linear.h"
@@ -69,6 +70,9 @@ class Backend {
   virtual void embed_step(Stream&, const EmbedStepParams&) = 0;
   virtual std::size_t route_workspace(const RouteParams&) const { return 0; }
   virtual void route(Stream&, const RouteParams&, Workspace) = 0;
+  // Whether linear_route() does these params at once; if not, the op issues its parts. Its workspace is that of route().
+  virtual bool fuses_linear_route(const LinearRouteParams&) const { return false; }
+  virtual void linear_route(Stream&, const LinearRouteParams&, Workspace);
   virtual void gather_rows(Stream&, const GatherRowsParams&) = 0;
   // Whether routed_feed_forward() does both products of these params in one kernel; if not, the op issues its parts.
   // Its workspace does not depend on addresses.

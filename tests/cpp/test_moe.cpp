@@ -8,9 +8,12 @@
 #include <functional>
 #include <numeric>
 
+#include "core/error.h"
+#include "ops/linear_route.h"
 #include "support/oracle.h"
 #include "support/runner.h"
 #include "support/tensors.h"
+#include "support/weights.h"
 
 namespace onerec::test {
 namespace {
@@ -65,7 +68,8 @@ struct RouteProblem {
     return s;
   }
 
-  void check_row(std::int64_t r) const {
+  // `slack`: how far scores may be off, and weights relative to their size.
+  void check_row(std::int64_t r, double slack = 1e-6) const {
     const std::vector<double> s = scores(r);
     double sum = 0;
     std::vector<bool> seen(s.size());
@@ -75,18 +79,18 @@ struct RouteProblem {
       ASSERT_TRUE(e >= 0 && e < p.experts && !seen[static_cast<std::size_t>(e)]);
       seen[static_cast<std::size_t>(e)] = true;
       const double ranking = s[static_cast<std::size_t>(e)] + bias[e];
-      ASSERT_LE(ranking, previous + 1e-6);
+      ASSERT_LE(ranking, previous + slack);
       previous = worst = ranking;
       sum += s[static_cast<std::size_t>(e)];
     }
     for (std::size_t e = 0; e < s.size(); ++e) {
       if (seen[e]) continue;
-      ASSERT_LE(s[e] + bias[static_cast<std::int64_t>(e)], worst + 1e-6);
+      ASSERT_LE(s[e] + bias[static_cast<std::int64_t>(e)], worst + slack);
     }
     for (std::int64_t j = 0; j < p.top_k; ++j) {
       const double score = s[static_cast<std::size_t>(selected[r * p.top_k + j])];
       const double want = (p.normalize == RouterNormalize::kSum ? score / (sum + 1e-20) : score) * p.scaling_factor;
-      ASSERT_NEAR(weights[r * p.top_k + j], want, 3e-6 * want);
+      ASSERT_NEAR(weights[r * p.top_k + j], want, 3 * slack * want);
     }
   }
 
@@ -174,6 +178,84 @@ TEST(Route, LeavesExpertsEmpty) {
       ASSERT_EQ(x.offsets[40], 2 * padded);
     }
   }
+}
+
+// linear() and route(), at once where the backend can: experts chosen by logits that differ in the order of their sums.
+struct RouterProblem {
+  RouteProblem route;
+  Runner runner;
+  TestWeight weight;
+  TestMatrix x, y;
+
+  RouterProblem(Random& random, std::int64_t rows, std::int64_t live, std::int64_t experts, std::int64_t inputs)
+      : route(random, rows, live, experts, 3, 64),
+        weight(runner.backend(), random, WeightFormat::kDense, DType::kBF16, 1, experts + 3, inputs),
+        x(random_matrix(random, DType::kBF16, rows, inputs, 1.0f, 8)),
+        y(DType::kF32, rows, experts + 3) {}
+
+  LinearRouteParams params(const Matrix& logits) const {
+    LinearRouteParams both{
+        .product = {.x = {.values = x.view()}, .weight = weight.packed(), .y = logits, .rows = route.p.rows},
+        .route = route.p};
+    both.route.logits = logits;
+    return both;
+  }
+};
+
+TEST(LinearRoute, ChoosesByTheProduct) {
+  Random random(53);
+  for (const auto& [rows, live, experts, inputs] : {std::array{65, 65, 53, 96},
+                                                    {130, 100, 61, 32},
+                                                    {512, 500, 53, 1408},
+                                                    {66, 66, 7, 1600},
+                                                    {2048, 1, 33, 64},
+                                                    {90, 0, 53, 64},
+                                                    {20, 17, 53, 64},
+                                                    {70, 70, 80, 64},
+                                                    {3000, 2900, 53, 64}}) {
+    if (test_device() == TestDevice::kSimt && rows * inputs > 200 * 1000) continue;  // slow
+    SCOPED_TRACE(concat(rows, " rows, ", live, " live, ", experts, " experts, ", inputs, " inputs"));
+    RouterProblem problem(random, rows, live, experts, inputs);
+    RouteProblem& route = problem.route;
+    const LinearRouteParams apart = problem.params(route.logits.view());
+    problem.runner.run_once([&](OpContext& context) { linear(context, apart.product); });
+    const LinearRouteParams params = problem.params(problem.y.view());
+    problem.runner.run([&](OpContext& context) { linear_route(context, params); },
+                       {&route.weights, &route.selected, &route.offsets, &route.slots, &route.sources});
+    for (std::int64_t r = 0; r < live; ++r) route.check_row(r, 2e-5);
+    route.check_order();
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST(LinearRoute, FewExpertsAndRowsAreDoneAtOnce) {
+  Random random(54);
+  const auto fuses = [&](std::int64_t rows, std::int64_t experts, std::int64_t inputs) {
+    RouterProblem problem(random, rows, rows, experts, inputs);
+    return problem.runner.backend().fuses_linear_route(problem.params(problem.y.view()));
+  };
+  const bool can = test_device() != TestDevice::kCpu;
+  EXPECT_EQ(fuses(512, 53, 1408), can);
+  EXPECT_EQ(fuses(65, 61, 32), can);
+  EXPECT_FALSE(fuses(64, 53, 64)) << "one block routes them";
+  EXPECT_FALSE(fuses(2049, 53, 64)) << "all blocks read all weights";
+  EXPECT_FALSE(fuses(512, 62, 64)) << "65 outputs";
+  EXPECT_FALSE(fuses(512, 53, 48));
+}
+
+TEST(LinearRoute, RefusesOtherLogitsAndOtherRows) {
+  Random random(55);
+  RouterProblem problem(random, 70, 70, 5, 32);
+  const auto refusal = [&](const auto& change) {
+    LinearRouteParams params = problem.params(problem.y.view());
+    change(params);
+    return problem.runner.refusal([&](OpContext& context) { linear_route(context, params); });
+  };
+  EXPECT_EQ(refusal([](LinearRouteParams&) {}), "");
+  EXPECT_NE(
+      refusal([&](LinearRouteParams& p) { p.route.logits = problem.route.logits.view(); }).find("not the product"),
+      std::string::npos);
+  EXPECT_NE(refusal([](LinearRouteParams& p) { p.route.rows.capacity = 69; }).find("the same rows"), std::string::npos);
 }
 
 // Every way to spread `pairs` pairs over `experts` experts, at most `rows` on each: the padded rows that the worst

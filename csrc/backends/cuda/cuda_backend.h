@@ -47,6 +47,8 @@ class CudaBackend final : public Backend {
   void embed_step(Stream& stream, const EmbedStepParams& params) override;
   std::size_t route_workspace(const RouteParams& params) const override;
   void route(Stream& stream, const RouteParams& params, Workspace workspace) override;
+  bool fuses_linear_route(const LinearRouteParams& params) const override;
+  void linear_route(Stream& stream, const LinearRouteParams& params, Workspace workspace) override;
   void gather_rows(Stream& stream, const GatherRowsParams& params) override;
   bool fuses_routed_feed_forward(const RoutedFeedForwardParams& params) const override;
   std::size_t routed_feed_forward_workspace(const RoutedFeedForwardParams& params) const override;

@@ -1,10 +1,12 @@
 #include <algorithm>
 
+#include "backends/cuda/alignment.h"
 #include "backends/cuda/cuda_backend.h"
-#include "backends/cuda/kernels/route.cuh"
+#include "backends/cuda/cuda_weight.h"
+#include "backends/cuda/kernels/linear_route.cuh"
 #include "backends/cuda/launch.h"
 #include "core/error.h"
-#include "ops/moe.h"
+#include "ops/linear_route.h"
 
 namespace onerec::cuda {
 namespace {
@@ -63,6 +65,15 @@ void route_small(Stream& stream, const kernels::RouterParams& params, std::size_
          params);
 }
 
+void place_chunks(Stream& stream, const kernels::RouterParams& router, unsigned chunks) {
+  const std::size_t shared_bytes = static_cast<std::size_t>(kernels::place_shared_ints(router.experts)) * sizeof(int);
+  launch(stream, kOp, kernels::place_chunks_kernel, {dim3(chunks), dim3(kernels::kPlaceThreads), shared_bytes}, router);
+}
+
+// Every block of the product reads all weights: with more rows a product of its own is quicker.
+constexpr std::int64_t kMostRowsAtOnce = 2048;
+constexpr std::int64_t kMostInputsAtOnce = 4096;
+
 }  // namespace
 
 std::size_t CudaBackend::route_workspace(const RouteParams& params) const {
@@ -90,7 +101,35 @@ void CudaBackend::route(Stream& stream, const RouteParams& params, Workspace wor
   } else {
     route_chunks<kernels::kRouteMaxExperts / kernels::kWarp>(stream, router, chunks);
   }
-  launch(stream, kOp, kernels::place_chunks_kernel, {dim3(chunks), dim3(kernels::kPlaceThreads), shared_bytes}, router);
+  place_chunks(stream, router, chunks);
+}
+
+bool CudaBackend::fuses_linear_route(const LinearRouteParams& params) const {
+  const LinearParams& product = params.product;
+  const LinearWeight& weight = *product.weight;
+  const RouteParams& p = params.route;
+  return weight.format == WeightFormat::kDense && weight.dtype == DType::kBF16 && product.bias == nullptr &&
+         product.residual.data == nullptr && product.activation == Activation::kNone &&
+         weight.outputs <= kernels::kRouterExperts && p.experts <= weight.outputs &&
+         p.top_k <= kernels::kRouteMaxTopK && weight.inputs % kernels::kRouterStep == 0 &&
+         weight.inputs <= kMostInputsAtOnce && rows_at_vectors(product.x.values) &&
+         at_vector(weight_of(&weight).values()) && !is_small(p) && p.rows.capacity <= kMostRowsAtOnce &&
+         chunk_rows_of(p) == kernels::kRouterRows;
+}
+
+void CudaBackend::linear_route(Stream& stream, const LinearRouteParams& params, Workspace workspace) {
+  const LinearWeight& weight = *params.product.weight;
+  const kernels::RouterProduct product{.x = static_cast<const kernels::bf16*>(params.product.x.values.data),
+                                       .x_stride = params.product.x.values.stride,
+                                       .weights = static_cast<const kernels::bf16*>(weight_of(&weight).values()),
+                                       .outputs = static_cast<int>(weight.outputs),
+                                       .inputs = static_cast<int>(weight.inputs)};
+  const kernels::RouterParams router = router_params(params.route, workspace.data);
+  const auto chunks = static_cast<unsigned>(chunks_of(params.route));
+  launch(stream, "linear_route", kernels::linear_route_kernel,
+         {dim3(chunks), dim3(kernels::kRouteThreads), kernels::RouterShared::bytes(product.inputs, router.experts)},
+         product, router);
+  place_chunks(stream, router, chunks);
 }
 
 }  // namespace onerec::cuda

@@ -97,12 +97,13 @@ __device__ __forceinline__ void score(const RouterParams& p, LaneExperts<kSlots>
   for (int i = 0; i < kSlots; ++i) row.values[i] /= total;
 }
 
-// A warp routes a row. Lane j < top_k gets the row's j-th expert, the others -1.
+// A warp routes a row of these logits. Lane j < top_k gets the row's j-th expert, the others -1.
 template <int kSlots>
-__device__ __forceinline__ int route_row(const RouterParams& p, const LaneExperts<kSlots>& bias, std::int64_t r) {
+__device__ __forceinline__ int route_row(const RouterParams& p, const LaneExperts<kSlots>& bias, std::int64_t r,
+                                         const float* logits) {
   const int lane = lane_index();
   LaneExperts<kSlots> scores;
-  scores.load(p.logits + r * p.logits_stride, p.experts, -INFINITY);
+  scores.load(logits, p.experts, -INFINITY);
   score(p, scores);
   std::uint32_t keys[kSlots];  // 0: no expert, or chosen already
 #pragma unroll
@@ -146,16 +147,23 @@ __device__ __forceinline__ int route_row(const RouterParams& p, const LaneExpert
   return own_expert;
 }
 
-// A block routes rows [first, last), at least one, and adds their pairs per expert to `counts` in shared memory.
-template <int kSlots>
-__device__ __forceinline__ void route_rows(const RouterParams& p, std::int64_t first, std::int64_t last, int* counts) {
+// A block routes rows [first, last), at least one, row r by logits_of(r), and adds their pairs per expert to `counts`
+// in shared memory.
+template <int kSlots, class Logits>
+__device__ __forceinline__ void route_rows(const RouterParams& p, std::int64_t first, std::int64_t last, int* counts,
+                                           const Logits& logits_of) {
   LaneExperts<kSlots> bias;
   bias.load(p.bias, p.experts, 0.0f);
   for (std::int64_t r = first + warp_index(); r < last; r += static_cast<int>(blockDim.x) / kWarp) {
-    const int expert = route_row(p, bias, r);
+    const int expert = route_row(p, bias, r, logits_of(r));
     if (expert >= 0) atomicAdd(&counts[expert], 1);
   }
   __syncthreads();
+}
+
+template <int kSlots>
+__device__ __forceinline__ void route_rows(const RouterParams& p, std::int64_t first, std::int64_t last, int* counts) {
+  route_rows<kSlots>(p, first, last, counts, [&](std::int64_t r) { return p.logits + r * p.logits_stride; });
 }
 
 // A block of kPlaceThreads adds up the counts of all chunks, and of those before `chunk`.
