@@ -2,6 +2,7 @@
 
 #include "core/error.h"
 #include "ops/backend.h"
+#include "ops/checks.h"
 
 namespace onerec {
 namespace {
@@ -9,6 +10,7 @@ namespace {
 constexpr const char* kOp = "linear_route";
 
 void check(const LinearRouteParams& p) {
+  check_pointer(kOp, "weight", p.product.weight);
   const ConstMatrix& logits = p.route.logits;
   require(logits.data == p.product.y.data && logits.stride == p.product.y.stride, "[", kOp,
           "] got logits that are not the product's y, want them to be. Pass the same matrix.");

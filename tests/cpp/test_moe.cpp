@@ -255,6 +255,7 @@ TEST(LinearRoute, RefusesOtherLogitsAndOtherRows) {
   EXPECT_NE(
       refusal([&](LinearRouteParams& p) { p.route.logits = problem.route.logits.view(); }).find("not the product"),
       std::string::npos);
+  EXPECT_NE(refusal([](LinearRouteParams& p) { p.product.weight = nullptr; }).find("no weight"), std::string::npos);
   EXPECT_NE(refusal([](LinearRouteParams& p) { p.route.rows.capacity = 69; }).find("the same rows"), std::string::npos);
 }
 
