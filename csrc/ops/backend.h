@@ -70,7 +70,8 @@ class Backend {
   virtual void embed_step(Stream&, const EmbedStepParams&) = 0;
   virtual std::size_t route_workspace(const RouteParams&) const { return 0; }
   virtual void route(Stream&, const RouteParams&, Workspace) = 0;
-  // Whether linear_route() does these params at once; if not, the op issues its parts. Its workspace is that of route().
+  // Whether linear_route() does these params at once; if not, the op issues its parts. Its workspace is that of
+  // route().
   virtual bool fuses_linear_route(const LinearRouteParams&) const { return false; }
   virtual void linear_route(Stream&, const LinearRouteParams&, Workspace);
   virtual void gather_rows(Stream&, const GatherRowsParams&) = 0;
