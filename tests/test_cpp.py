@@ -26,6 +26,7 @@ OPENBLAS_TESTS = ("test_gemm_openblas", "test_linear_openblas")
 DEVICE_TESTS = (
     "test_beam_force",
     "test_beam_select",
+    "test_combine_norm",
     "test_cross_attention",
     "test_cross_attention_aligned",
     "test_dense_kernels",
