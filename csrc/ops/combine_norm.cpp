@@ -32,7 +32,7 @@ void combine_norm(OpContext& context, const CombineNormParams& params) {
   check(context, params);
   if (!norm_comes_with(context, params)) return issue_parts(context, params);
   // The parts check their params.
-  OpContext checking{.backend = context.backend, .stream = context.stream, .measuring = true};
+  OpContext checking = context.checking();
   issue_parts(checking, params);
   context.backend.combine_norm(context.stream, params);
 }

@@ -39,6 +39,9 @@ struct OpContext {
   OperandTap* tap = nullptr;
   bool fused = true;  // ops may take a backend's kernels that do several of them at once
 
+  // One in which ops check their params and run nothing, for what issues a backend's kernel in their place.
+  OpContext checking() const { return {.backend = backend, .stream = stream, .measuring = true}; }
+
   void need_workspace(std::size_t bytes) { workspace_needed = std::max(workspace_needed, bytes); }
 };
 

@@ -34,7 +34,7 @@ void linear_route(OpContext& context, const LinearRouteParams& params) {
       context.fused && !context.measuring && context.tap == nullptr && context.backend.fuses_linear_route(params);
   if (!at_once) return issue_parts(context, params);
   // The parts check their params.
-  OpContext checking{.backend = context.backend, .stream = context.stream, .measuring = true};
+  OpContext checking = context.checking();
   issue_parts(checking, params);
   context.backend.linear_route(context.stream, params, context.workspace);
 }

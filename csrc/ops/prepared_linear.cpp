@@ -71,7 +71,7 @@ void prepared_linear(OpContext& context, const PreparedLinearParams& params) {
   check(context, params);
   if (!prepared_at_once(context, params)) return issue_parts(context, params);
   // The parts check their params.
-  OpContext checking{.backend = context.backend, .stream = context.stream, .measuring = true};
+  OpContext checking = context.checking();
   issue_parts(checking, params);
   context.backend.prepared_linear(context.stream, params);
 }

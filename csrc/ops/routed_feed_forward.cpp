@@ -46,7 +46,7 @@ void routed_feed_forward(OpContext& context, const RoutedFeedForwardParams& para
     return issue_parts(context, params);
   }
   // The parts check their params.
-  OpContext checking{.backend = context.backend, .stream = context.stream, .measuring = true};
+  OpContext checking = context.checking();
   issue_parts(checking, params);
   context.backend.routed_feed_forward(context.stream, params, context.workspace);
 }

@@ -59,19 +59,24 @@ void route_chunks(Stream& stream, const kernels::RouterParams& params, unsigned 
          {dim3(chunks), dim3(kernels::kRouteThreads), static_cast<std::size_t>(params.experts) * sizeof(int)}, params);
 }
 
+std::size_t place_bytes(const kernels::RouterParams& params) {
+  return static_cast<std::size_t>(kernels::place_shared_ints(params.experts)) * sizeof(int);
+}
+
 template <int kSlots>
-void route_small(Stream& stream, const kernels::RouterParams& params, std::size_t shared_bytes) {
-  launch(stream, kOp, kernels::route_small_kernel<kSlots>, {dim3(1), dim3(kernels::kRouteSmallThreads), shared_bytes},
+void route_small(Stream& stream, const kernels::RouterParams& params) {
+  launch(stream, kOp, kernels::route_small_kernel<kSlots>,
+         {dim3(1), dim3(kernels::kRouteSmallThreads), place_bytes(params)}, params);
+}
+
+void place_chunks(Stream& stream, const kernels::RouterParams& params, unsigned chunks) {
+  launch(stream, kOp, kernels::place_chunks_kernel, {dim3(chunks), dim3(kernels::kPlaceThreads), place_bytes(params)},
          params);
 }
 
-void place_chunks(Stream& stream, const kernels::RouterParams& router, unsigned chunks) {
-  const std::size_t shared_bytes = static_cast<std::size_t>(kernels::place_shared_ints(router.experts)) * sizeof(int);
-  launch(stream, kOp, kernels::place_chunks_kernel, {dim3(chunks), dim3(kernels::kPlaceThreads), shared_bytes}, router);
-}
-
-// Every block of the product reads all weights: with more rows a product of its own is quicker.
+// Every block of the product reads all weights: the gain shrinks with the rows, and more of them were not measured.
 constexpr std::int64_t kMostRowsAtOnce = 2048;
+// A block's rows lie in shared memory.
 constexpr std::int64_t kMostInputsAtOnce = 4096;
 
 }  // namespace
@@ -87,10 +92,9 @@ std::size_t CudaBackend::route_workspace(const RouteParams& params) const {
 
 void CudaBackend::route(Stream& stream, const RouteParams& params, Workspace workspace) {
   const kernels::RouterParams router = router_params(params, workspace.data);
-  const std::size_t shared_bytes = static_cast<std::size_t>(kernels::place_shared_ints(router.experts)) * sizeof(int);
   const bool two_slots = router.experts <= 2 * kernels::kWarp;
   if (is_small(params)) {
-    two_slots ? route_small<2>(stream, router, shared_bytes) : route_small<8>(stream, router, shared_bytes);
+    two_slots ? route_small<2>(stream, router) : route_small<8>(stream, router);
     return;
   }
   const auto chunks = static_cast<unsigned>(chunks_of(params));
@@ -110,8 +114,7 @@ bool CudaBackend::fuses_linear_route(const LinearRouteParams& params) const {
   const RouteParams& p = params.route;
   return weight.format == WeightFormat::kDense && weight.dtype == DType::kBF16 && product.bias == nullptr &&
          product.residual.data == nullptr && product.activation == Activation::kNone &&
-         weight.outputs <= kernels::kRouterExperts && p.experts <= weight.outputs &&
-         p.top_k <= kernels::kRouteMaxTopK && weight.inputs % kernels::kRouterStep == 0 &&
+         weight.outputs <= kernels::kRouterExperts && weight.inputs % kernels::kRouterStep == 0 &&
          weight.inputs <= kMostInputsAtOnce && rows_at_vectors(product.x.values) &&
          at_vector(weight_of(&weight).values()) && !is_small(p) && p.rows.capacity <= kMostRowsAtOnce &&
          chunk_rows_of(p) == kernels::kRouterRows;

@@ -10,12 +10,14 @@ namespace onerec::cuda::kernels {
 
 inline constexpr int kRouterRows = 16;     // of a block
 inline constexpr int kRouterExperts = 64;  // at most
+inline constexpr int kRouterGroup = 16;    // of them, a warp's: the rows of a matrix instruction
 inline constexpr int kRouterStep = 32;     // columns of K that a warp takes at a time: 16 bytes of a row are a lane's
 inline constexpr int kRouterParts = 4;     // of K
 inline constexpr int kRouterHeld = 12;     // steps of a warp whose weights its lanes hold before the kernel waits
 
 static_assert(kRouteThreads / kWarp == kRouterRows, "a warp routes a row");
-static_assert(kRouterRows * kRouterParts == kRouterExperts, "16 warps: 16 experts and a part of K each");
+static_assert(kRouterExperts / kRouterGroup * kRouterParts == kRouteThreads / kWarp,
+              "a warp has a group of experts and a part of K");
 
 struct RouterProduct {
   const bf16* x = nullptr;  // [rows, inputs], rows aligned to 16 bytes, as those of the weights
@@ -46,12 +48,12 @@ struct RouterShared {
   }
 };
 
-// A warp's products of kRouterRows rows with 16 experts over its part of K.
+// A warp's products of kRouterRows rows with a group of experts over its part of K.
 class RouterProducts {
  public:
   __device__ __forceinline__ RouterProducts(const RouterProduct& product)
-      : experts_(warp_index() % (kRouterExperts / 16) * 16),
-        part_(warp_index() / (kRouterExperts / 16)),
+      : experts_(warp_index() % (kRouterExperts / kRouterGroup) * kRouterGroup),
+        part_(warp_index() / (kRouterExperts / kRouterGroup)),
         steps_(product.inputs / kRouterStep) {
 #pragma unroll
     for (int i = 0; i < kRouterHeld; ++i) held_[i] = weights(product, i);
