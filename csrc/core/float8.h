@@ -47,4 +47,29 @@ inline float e4m3_scale(float amax) {
   return scale < kE4M3MinScale ? kE4M3MinScale : scale;
 }
 
+// Codes per row of an RMSNorm are those of gamma * x, by a scale that is a power of two: a norm's row is scaled by its
+// own root mean square already, so that its scale need not wait for the row's largest value. See docs/numerics.md.
+
+// A power of two next to the root of a mean square: mean_square / power^2 is in [0.5, 2). At the bounds for what lies
+// beyond them, or is not finite.
+inline float root_power(float mean_square) {
+  constexpr int kBound = 48;
+  const int exponent = static_cast<int>((std::bit_cast<std::uint32_t>(mean_square) >> 23) & 0xffu) - 127;
+  const int half = (exponent + 1) >> 1;
+  const int bounded = half < -kBound ? -kBound : half > kBound ? kBound : half;
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bounded + 127) << 23);
+}
+
+// The scale of the codes of a row whose root_power() is 1: a power of two, for values up to 448 times as large. With
+// room for four times what gamma's largest magnitude would make of 1.
+inline float norm_code_scale(float gamma_magnitude) {
+  constexpr float kRoom = 4.0f;
+  constexpr float kLeast = 0x1p-40f;
+  constexpr float kMost = 0x1p40f;
+  const float bounded = gamma_magnitude > kLeast ? (gamma_magnitude < kMost ? gamma_magnitude : kMost) : kLeast;
+  // The next power of two that is not smaller.
+  const std::uint32_t bits = (std::bit_cast<std::uint32_t>(bounded) + 0x7fffffu) & 0xff800000u;
+  return kRoom * std::bit_cast<float>(bits);
+}
+
 }  // namespace onerec

@@ -29,7 +29,8 @@ OneRecV2Pass::OneRecV2Pass(const OneRecV2& model, const PassShape& shape, const 
       memory_(memory),
       context_processor_(model, shape_, context, memory_),
       feed_forward_(model, shape.rows, context, memory_),
-      stream_(context) {
+      stream_(context, memory_, *std::max_element(shape.rows.begin(), shape.rows.end()),
+              scale_kind_for(model.precision().linear) == ScaleKind::kPerRow) {
   const OneRecV2Config& config = model.config();
   const DType dtype = model.precision().activation;
   const ScaleKind kind = scale_kind_for(model.precision().linear);
@@ -89,7 +90,8 @@ ConstMatrix OneRecV2Pass::decode_step(int step) {
         last ? head_norm : norm(h, weights.layers[static_cast<std::size_t>(l + 1)].cross_norm, x, rows);
     cross_attention_block(layer, l, step, h, rows);
     self_attention_block(layer, l, step, h, rows);
-    feed_forward_.add_to(h, layer, rows, stream_, behind);
+    const LinearWeight* reader = last ? nullptr : weights.layers[static_cast<std::size_t>(l + 1)].cross_q.get();
+    feed_forward_.add_to(h, layer, rows, stream_, behind, reader);
   }
   const Range head_range(context_, "head");
   const LinearLayer& head = weights.heads[t];
@@ -126,15 +128,16 @@ void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t
                               .scale = config.attention_scale};
   const Operand codes = first_rows(attended_x_, rows.capacity);
   const LinearParams product = output_product(codes, layer.cross_o, h, rows);
+  const RmsNormParams next = norm(h, layer.self_norm, x, rows);
   const QuantizeParams quantizer{.x = attended, .quantized = codes, .rows = rows};
   // Codes come with the attention, unless the product would rather make them itself.
   if (codes.quantized() && !prepared_at_once(context_, {.input = quantizer, .product = product})) {
     params.quantized = codes;
     cross_attention(context_, params);
-    return stream_.add(product);
+    return stream_.add(product, next, layer.self_qkv.get());
   }
   cross_attention(context_, params);
-  project_out(attended, layer.cross_o, h, rows);
+  project_out(attended, layer.cross_o, h, rows, next, layer.self_qkv.get());
 }
 
 void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t index, int step, const Matrix& h,
@@ -151,9 +154,12 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
     head_norm(qkv.columns(0, config.d_attention()), layer.self_q_norm, config.num_attention_heads, rows);
     head_norm(qkv.columns(config.d_attention(), kv), layer.self_k_norm, config.num_key_value_heads, rows);
   }
+  const RmsNormParams next = feed_forward_.norm(h, layer, rows);
+  const LinearWeight* reader = FeedForward::reader(layer);
   // Attention over a single key is its value.
   if (step == 0 && config.num_attention_heads == config.num_key_value_heads) {
-    return project_out(qkv.columns(2 * config.d_attention(), config.d_attention()), layer.self_o, h, rows);
+    return project_out(qkv.columns(2 * config.d_attention(), config.d_attention()), layer.self_o, h, rows, next,
+                       reader);
   }
   const Operand attended = first_rows(attended_x_, rows.capacity);
   SelfAttentionParams params{.step = step,
@@ -169,7 +175,7 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
     for (std::size_t s = 0; s < t; ++s) params.ancestry[s] = inputs_.ancestry[t][s];
   }
   self_attention(context_, params);
-  stream_.add(output_product(attended, layer.self_o, h, rows));
+  stream_.add(output_product(attended, layer.self_o, h, rows), next, reader);
 }
 
 RmsNormParams OneRecV2Pass::norm(const Matrix& h, const DeviceArray* gamma, const Operand& x,
@@ -178,6 +184,7 @@ RmsNormParams OneRecV2Pass::norm(const Matrix& h, const DeviceArray* gamma, cons
           .gamma = gamma->floats(),
           .width = model_.config().hidden_size,
           .eps = model_.config().rms_norm_eps,
+          .gamma_magnitude = gamma->magnitude,
           .y = values_of(x),
           .quantized = codes_of(x),
           .rows = rows};
@@ -188,11 +195,15 @@ void OneRecV2Pass::project_norm(const RmsNormParams& norm, const Operand& x, con
   stream_.multiply(norm, {.x = x, .weight = layer.get(), .bias = layer.bias_data(), .y = y, .rows = norm.rows});
 }
 
-void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows) {
+void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows,
+                               const RmsNormParams& next, const LinearWeight* reader) {
   const Operand x = first_rows(attended_x_, rows.capacity);
-  if (!x.quantized()) return stream_.add(output_product({.values = attended}, layer, h, rows));
-  stream_.add(PreparedLinearParams{.input = QuantizeParams{.x = attended, .quantized = x, .rows = rows},
-                                   .product = output_product(x, layer, h, rows)});
+  if (!x.quantized()) return stream_.add(output_product({.values = attended}, layer, h, rows), next, reader);
+  const PreparedLinearParams prepared{.input = QuantizeParams{.x = attended, .quantized = x, .rows = rows},
+                                      .product = output_product(x, layer, h, rows)};
+  if (prepared_at_once(context_, prepared)) return stream_.add(prepared);
+  quantize(context_, {.x = attended, .quantized = x, .rows = rows});
+  stream_.add(prepared.product, next, reader);
 }
 
 void OneRecV2Pass::head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows) {

@@ -75,6 +75,7 @@ RmsNormParams FeedForward::norm(const Matrix& h, const LayerWeights& layer, cons
                      .gamma = layer.ffn_norm->floats(),
                      .width = model_.config().hidden_size,
                      .eps = model_.config().rms_norm_eps,
+                     .gamma_magnitude = layer.ffn_norm->magnitude,
                      .rows = rows};
   if (!layer.moe) {
     norm.y = values_of(x_);
@@ -92,9 +93,9 @@ RmsNormParams FeedForward::norm(const Matrix& h, const LayerWeights& layer, cons
 }
 
 void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
-                         const RmsNormParams& next) {
+                         const RmsNormParams& next, const LinearWeight* reader) {
   const Range range(context_, layer.moe ? "mixture_of_experts" : "feed_forward");
-  layer.moe ? mixture(h, layer, rows, stream, next) : dense(h, layer, rows, stream);
+  layer.moe ? mixture(h, layer, rows, stream, next, reader) : dense(h, layer, rows, stream, next, reader);
 }
 
 FeedForward::Network FeedForward::network(const FeedForwardWeights& weights, const Operand& x,
@@ -126,16 +127,19 @@ FeedForward::Network FeedForward::network(const FeedForwardWeights& weights, con
 }
 
 // Few rows: each product makes its input. Many: the first product ends with the activation.
-void FeedForward::dense(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream) {
+void FeedForward::dense(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
+                        const RmsNormParams& next, const LinearWeight* reader) {
   const Network parts = network(layer.dense, x_, h, h, rows);
   const RmsNormParams input = norm(h, layer, rows);
   if (prepared_at_once(context_, parts.second)) {
     stream.multiply(input, parts.first);
     return stream.add(parts.second);
   }
-  stream.make(input);
-  linear_swiglu(context_, parts.first_with_activation);
-  stream.add(parts.second.product);
+  stream.make(input, FeedForward::reader(layer));
+  LinearSwigluParams first = parts.first_with_activation;
+  first.x = stream.made(first.x);
+  linear_swiglu(context_, first);
+  stream.add(parts.second.product, next, reader);
 }
 
 void FeedForward::shared(OpContext& context, const FeedForwardWeights& weights, const Operand& x, const Extent& rows) {
@@ -194,14 +198,14 @@ void FeedForward::experts(const FeedForwardWeights& weights, const SortedRows& s
 }
 
 void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
-                          const RmsNormParams& next) {
+                          const RmsNormParams& next, const LinearWeight* reader) {
   const OneRecV2Config& config = model_.config();
   const std::int64_t d = config.hidden_size;
   const std::int64_t top_k = config.num_experts_per_tok;
   const SortedRows sorted = sorted_rows(rows.capacity);
   const bool has_shared = layer.shared.width > 0;
 
-  stream.make(norm(h, layer, rows));
+  stream.make(norm(h, layer, rows), nullptr);
   // Until the join only the network touches gate_up_, hidden_ and shared_out_, and both sides only read the norm's
   // outputs.
   std::optional<Fork> fork;
@@ -239,7 +243,7 @@ void FeedForward::mixture(const Matrix& h, const LayerWeights& layer, const Exte
                               .shared = has_shared ? reshape(shared_out_, rows.capacity, d) : Matrix{},
                               .h = h,
                               .rows = rows},
-             next);
+             next, reader);
 }
 
 }  // namespace onerec

@@ -19,8 +19,15 @@ class FeedForward {
               PassMemory& memory);
 
   // h += FFN(RMSNorm(h)) for the live rows. `next`: the norm of h that is read behind it.
+  // `reader` multiplies that.
   void add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
-              const RmsNormParams& next);
+              const RmsNormParams& next, const LinearWeight* reader);
+
+  // The norm of h that the sub-layer begins with, and what multiplies it if that is a single product.
+  RmsNormParams norm(const Matrix& h, const LayerWeights& layer, const Extent& rows) const;
+  static const LinearWeight* reader(const LayerWeights& layer) {
+    return layer.moe ? nullptr : layer.dense.gate_up.get();
+  }
 
  private:
   // A gated network's two products, the second with its input: out = FFN(x) + residual.
@@ -31,9 +38,8 @@ class FeedForward {
   };
   Network network(const FeedForwardWeights& weights, const Operand& x, const ConstMatrix& residual, const Matrix& out,
                   const Extent& rows) const;
-  // The norm of h that the sub-layer begins with.
-  RmsNormParams norm(const Matrix& h, const LayerWeights& layer, const Extent& rows) const;
-  void dense(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream);
+  void dense(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
+             const RmsNormParams& next, const LinearWeight* reader);
   // shared_out_ from x.
   void shared(OpContext& context, const FeedForwardWeights& weights, const Operand& x, const Extent& rows);
   // How the rows of a step lie sorted by expert.
@@ -43,7 +49,7 @@ class FeedForward {
   };
   SortedRows sorted_rows(std::int64_t rows) const;
   void mixture(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
-               const RmsNormParams& next);
+               const RmsNormParams& next, const LinearWeight* reader);
   // sorted_out_ from expert_x_ and sources_.
   void experts(const FeedForwardWeights& weights, const SortedRows& sorted);
   // Input of a MoE layer's shared network: its codes have a scale per row, those of the experts may have one per block.

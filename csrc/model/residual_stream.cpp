@@ -1,31 +1,95 @@
 #include "model/residual_stream.h"
 
+#include <cmath>
+#include <cstdlib>
+
 namespace onerec {
 
-void ResidualStream::add(const LinearParams& product) {
-  linear(context_, product);
+ResidualStream::ResidualStream(OpContext& context, PassMemory& memory, std::int64_t rows, bool coded)
+    : context_(context) {
+  if (!coded) return;
+  for (Slot& slot : slots_) {
+    slot.scales = memory.array<float>("activations", rows);
+    slot.squares = memory.array<std::uint64_t>("activations", rows);
+  }
+  overflowed_ = memory.array<std::int32_t>("activations", 1);
+}
+
+void ResidualStream::begin() {
   normed_ = false;
+  pending_ = {};
+}
+
+bool ResidualStream::may_be_pending(const RmsNormParams& norm, const LinearWeight* reader) const {
+  return slots_[0].scales != nullptr && reader != nullptr && norm.y.data == nullptr &&
+         norm.quantized_blocks.values.data == nullptr && norm.quantized.scale_kind == ScaleKind::kPerRow &&
+         std::getenv("NOPENDING") == nullptr && context_.fused && context_.tap == nullptr && context_.backend.reads_pending_norm(*reader, norm.rows.capacity);
+}
+
+RmsNormParams ResidualStream::following(const RmsNormParams& norm, const LinearWeight* reader) const {
+  if (!may_be_pending(norm, reader)) return norm;
+  RmsNormParams params = norm;
+  const Slot& slot = slots_[(uses_ + 1) % kSlots];
+  params.quantized.scales = slot.scales;
+  params.quantized.pending = {.squares = slot.squares,
+                              .next_squares = slots_[(uses_ + 2) % kSlots].squares,
+                              .width = norm.width,
+                              .unit = 1.0f / norm_code_scale(norm.gamma_magnitude),
+                              .eps = norm.eps};
+  return params;
+}
+
+void ResidualStream::set(const RmsNormParams& norm) {
+  normed_ = true;
+  pending_ = {};
+  if (norm.quantized.pending.squares == nullptr) return;
+  ++uses_;
+  pending_ = norm.quantized;
+}
+
+// A pass that measures sees both ways: the op that may make the norm, and the norm by itself.
+void ResidualStream::add(const LinearParams& product, const RmsNormParams& next, const LinearWeight* reader) {
+  const LinearNormParams both{
+      .product = product, .norm = following(next, reader), .previous = pending_, .overflowed = overflowed_};
+  if (norm_comes_with(context_, both)) {
+    linear_norm(context_, both);
+    return set(both.norm);
+  }
+  context_.measuring ? linear_norm(context_, both) : linear(context_, product);
+  begin();
 }
 
 void ResidualStream::add(const PreparedLinearParams& prepared) {
   prepared_linear(context_, prepared);
-  normed_ = false;
+  begin();
 }
 
-// A pass that measures sees both ways: the op that may make the norm, and the norm by itself.
-void ResidualStream::add(const MoeCombineParams& combine, const RmsNormParams& next) {
-  const CombineNormParams both{.combine = combine, .norm = next};
-  normed_ = norm_comes_with(context_, both);
-  normed_ || context_.measuring ? combine_norm(context_, both) : moe_combine(context_, combine);
+void ResidualStream::add(const MoeCombineParams& combine, const RmsNormParams& next, const LinearWeight* reader) {
+  const CombineNormParams both{.combine = combine, .norm = following(next, reader)};
+  if (norm_comes_with(context_, both)) {
+    combine_norm(context_, both);
+    return set(both.norm);
+  }
+  context_.measuring ? combine_norm(context_, both) : moe_combine(context_, combine);
+  begin();
 }
 
-void ResidualStream::make(const RmsNormParams& norm) {
-  if (!normed_) rms_norm(context_, norm);
-  normed_ = true;
+void ResidualStream::make(const RmsNormParams& norm, const LinearWeight* reader) {
+  if (normed_) return;
+  const RmsNormParams params = following(norm, reader);
+  rms_norm(context_, params);
+  set(params);
 }
 
 void ResidualStream::multiply(const RmsNormParams& norm, const LinearParams& product) {
-  normed_ ? linear(context_, product) : prepared_linear(context_, {.input = norm, .product = product});
+  const PreparedLinearParams both{.input = norm, .product = product};
+  if (!normed_ && (prepared_at_once(context_, both) || !may_be_pending(norm, product.weight))) {
+    return prepared_linear(context_, both);
+  }
+  make(norm, product.weight);
+  LinearParams params = product;
+  params.x = made(product.x);
+  linear(context_, params);
 }
 
 }  // namespace onerec

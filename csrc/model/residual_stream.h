@@ -2,33 +2,55 @@
 // the norm that is read next, it does.
 #pragma once
 
+#include "model/pass_memory.h"
 #include "ops/combine_norm.h"
+#include "ops/linear_norm.h"
 #include "ops/prepared_linear.h"
 
 namespace onerec {
 
 // The stream h itself lies where the params say. In all calls `next` and `norm` are the same one: that which is read
-// after the last addition.
+// after the last addition. `reader` is the weight that it is multiplied by, null if there is more than one.
 class ResidualStream {
  public:
-  explicit ResidualStream(OpContext& context) : context_(context) {}
+  // For up to `rows` rows; `coded`: norms are codes with a scale per row.
+  ResidualStream(OpContext& context, PassMemory& memory, std::int64_t rows, bool coded);
 
   // h has been set by something else.
-  void begin() { normed_ = false; }
+  void begin();
 
-  // h += what the op makes, with the product's input or without. `next` reads it.
-  void add(const LinearParams& product);
+  // h += what the op makes, with the product's input or without.
+  void add(const LinearParams& product, const RmsNormParams& next, const LinearWeight* reader);
   void add(const PreparedLinearParams& prepared);
-  void add(const MoeCombineParams& combine, const RmsNormParams& next);
+  void add(const MoeCombineParams& combine, const RmsNormParams& next, const LinearWeight* reader);
 
   // Makes the norm, if it is not there.
-  void make(const RmsNormParams& norm);
-  // The same, then the product of its only output.
+  void make(const RmsNormParams& norm, const LinearWeight* reader);
+  // The norm's codes `x` as make() has left them.
+  Operand made(const Operand& x) const { return pending_.values.data != nullptr ? pending_ : x; }
+  // Makes the norm and the product of its only output.
   void multiply(const RmsNormParams& norm, const LinearParams& product);
 
  private:
+  // What is pending of a norm lies here; three are in use at a time: one that is read, the one that is made of it, and
+  // the one behind that.
+  struct Slot {
+    float* scales = nullptr;
+    std::uint64_t* squares = nullptr;
+  };
+  static constexpr std::int64_t kSlots = 3;
+
+  bool may_be_pending(const RmsNormParams& norm, const LinearWeight* reader) const;
+  // The norm behind the last one, pending if its reader takes that.
+  RmsNormParams following(const RmsNormParams& norm, const LinearWeight* reader) const;
+  void set(const RmsNormParams& norm);
+
   OpContext& context_;
-  bool normed_ = false;  // the norm of h is there
+  Slot slots_[kSlots];
+  std::int32_t* overflowed_ = nullptr;
+  std::int64_t uses_ = 0;  // of slots
+  bool normed_ = false;    // the norm of h is there
+  Operand pending_ = {};   // if it is pending
 };
 
 }  // namespace onerec

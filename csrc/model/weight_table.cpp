@@ -1,6 +1,8 @@
 #include "model/weight_table.h"
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "core/bfloat16.h"
@@ -176,6 +178,7 @@ void WeightTable::set_vector(Entry& entry, const TensorSource& source) {
   Vector& vector = *entry.vector;
   read_floats(source, 0, entry.cols, vector.staging.data() + vector.offsets[entry.part]);
   if (--vector.missing > 0) return;
+  for (const float value : vector.staging) vector.array.magnitude = std::max(vector.array.magnitude, std::fabs(value));
   upload(vector.array, vector.staging.data(), vector.staging.size() * sizeof(float));
   std::vector<float>().swap(vector.staging);
 }

@@ -33,6 +33,7 @@ struct DeviceArray {
   std::unique_ptr<Buffer> buffer;
   const void* data() const { return buffer ? buffer->data() : nullptr; }
   const float* floats() const { return static_cast<const float*>(data()); }
+  float magnitude = 0.0f;  // the largest of a vector of FP32
 };
 
 // Filled in three strokes: the model declares what it needs (add_*), the loader sets every tensor in the order of

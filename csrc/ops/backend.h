@@ -13,6 +13,7 @@
 #include "ops/grouped_linear.h"
 #include "ops/grouped_swiglu.h"
 #include "ops/linear.h"
+#include "ops/linear_norm.h"
 #include "ops/linear_route.h"
 #include "ops/linear_swiglu.h"
 #include "ops/moe.h"
@@ -46,6 +47,11 @@ class Backend {
   // Whether prepared_linear() does these params in one kernel; if not, the op issues its parts.
   virtual bool fuses_prepared_linear(const PreparedLinearParams&) const { return false; }
   virtual void prepared_linear(Stream&, const PreparedLinearParams&);
+  // Whether linear_norm() does these params in one kernel; if not, the op issues its parts.
+  virtual bool fuses_linear_norm(const LinearNormParams&) const { return false; }
+  virtual void linear_norm(Stream&, const LinearNormParams&);
+  // Whether products of so many rows and this weight read codes whose norm is pending.
+  virtual bool reads_pending_norm(const LinearWeight&, std::int64_t /*rows*/) const { return false; }
   // The rows of each expert start at a multiple of this in grouped_linear; depends on these arguments alone. `rows`:
   // the capacity before routing.
   virtual std::int64_t grouped_alignment(std::int64_t /*rows*/, std::int64_t /*experts*/,

@@ -27,6 +27,9 @@ class CudaBackend final : public Backend {
   void linear(Stream& stream, const LinearParams& params, Workspace workspace) override;
   bool fuses_prepared_linear(const PreparedLinearParams& params) const override;
   void prepared_linear(Stream& stream, const PreparedLinearParams& params) override;
+  bool fuses_linear_norm(const LinearNormParams& params) const override;
+  void linear_norm(Stream& stream, const LinearNormParams& params) override;
+  bool reads_pending_norm(const LinearWeight& weight, std::int64_t rows) const override;
   bool fuses_linear_swiglu(const LinearSwigluParams& params) const override;
   std::size_t linear_swiglu_workspace(const LinearSwigluParams& params) const override;
   void linear_swiglu(Stream& stream, const LinearSwigluParams& params, Workspace workspace) override;

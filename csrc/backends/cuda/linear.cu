@@ -22,4 +22,16 @@ void CudaBackend::linear(Stream& stream, const LinearParams& params, Workspace) 
   linear_with(stream, params, config, limits_.multiprocessors);
 }
 
+bool CudaBackend::reads_pending_norm(const LinearWeight& weight, std::int64_t rows) const {
+  return limits_.tensor_cores && pending_gemm_takes(weight, rows);
+}
+
+bool CudaBackend::fuses_linear_norm(const LinearNormParams& params) const {
+  return limits_.tensor_cores && norm_gemm_takes(params, limits_.multiprocessors);
+}
+
+void CudaBackend::linear_norm(Stream& stream, const LinearNormParams& params) {
+  norm_gemm(stream, params, limits_.multiprocessors);
+}
+
 }  // namespace onerec::cuda

@@ -22,6 +22,12 @@ inline kernels::Element element_of(const Matrix& y) {
   return y.dtype == DType::kF32 ? kernels::Element::kF32 : kernels::Element::kBF16;
 }
 
+inline kernels::PendingTarget pending_target(const PendingNorm& pending) {
+  return {.squares = reinterpret_cast<unsigned long long*>(pending.squares),
+          .next_squares = reinterpret_cast<unsigned long long*>(pending.next_squares),
+          .unit = pending.unit};
+}
+
 inline kernels::RmsNormArguments norm_arguments(const RmsNormParams& p, const kernels::RowParts& rows) {
   return {.rows = rows,
           .width = p.width,
@@ -34,6 +40,7 @@ inline kernels::RmsNormArguments norm_arguments(const RmsNormParams& p, const ke
           .y = p.y.data,
           .y_stride = p.y.stride,
           .quantized = code_rows(p.quantized),
+          .pending = pending_target(p.quantized.pending),
           .quantized_blocks = code_rows(p.quantized_blocks)};
 }
 

@@ -43,7 +43,8 @@ GemmShape shape_of(const LinearParams& p, int multiprocessors) {
           .rows = p.rows.capacity,
           .outputs = p.weight->outputs,
           .inputs = p.weight->inputs,
-          .multiprocessors = multiprocessors};
+          .multiprocessors = multiprocessors,
+          .pending = p.x.pending.squares != nullptr};
 }
 
 std::string name_of(const GemmConfig& c) {
@@ -79,6 +80,22 @@ bool dense_gemm_takes(const LinearParams& params) {
 
 int choose_gemm(const LinearParams& params, int multiprocessors) {
   return select_gemm(shape_of(params, multiprocessors));
+}
+
+// A few rows are multiplied by kernels that make their input.
+constexpr std::int64_t kLeastPendingRows = 129;
+
+bool pending_gemm_takes(const LinearWeight& weight, std::int64_t rows) {
+  return weight.format == WeightFormat::kFp8Channel && rows >= kLeastPendingRows &&
+         weight.outputs % (2 * kDirectMultiple) == 0 && weight.inputs % kInstructionMultiple == 0;
+}
+
+bool norm_gemm_takes(const LinearNormParams& p, int multiprocessors) {
+  const Operand& codes = p.norm.quantized;
+  return codes.pending.squares != nullptr && p.previous.pending.squares != nullptr && p.norm.y.data == nullptr &&
+         p.norm.quantized_blocks.values.data == nullptr && p.product.residual.data != nullptr &&
+         rows_at_vectors(codes.values) && at_vector(p.norm.gamma) && dense_gemm_takes(p.product) &&
+         kGemmConfigs[choose_gemm(p.product, multiprocessors)].schedule == GemmSchedule::kSplit;
 }
 
 bool swiglu_gemm_takes(const LinearSwigluParams& p) {

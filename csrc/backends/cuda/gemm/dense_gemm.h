@@ -6,6 +6,7 @@
 
 #include "ops/device.h"
 #include "ops/linear.h"
+#include "ops/linear_norm.h"
 #include "ops/linear_swiglu.h"
 
 namespace onerec::cuda {
@@ -21,6 +22,15 @@ int choose_gemm(const LinearParams& params, int multiprocessors);
 // Runs kernel `config`, one of those for the types of `params`. Rows behind the live ones, up to the capacity, may be
 // written. Needs no workspace.
 void dense_gemm(Stream& stream, const LinearParams& params, int config, int multiprocessors);
+
+// Whether the kernels that choose_gemm and choose_swiglu_gemm name read rows of x whose norm is pending, for such a
+// weight.
+bool pending_gemm_takes(const LinearWeight& weight, std::int64_t rows);
+
+// Whether norm_gemm takes `params`: a product that dense_gemm takes, for which choose_gemm names the split kernel, and
+// of its norm, which is to be left pending as the one before it, the codes alone.
+bool norm_gemm_takes(const LinearNormParams& params, int multiprocessors);
+void norm_gemm(Stream& stream, const LinearNormParams& params, int multiprocessors);
 
 // Whether swiglu_gemm takes `params`: FP8 codes with scales of rows and outputs, the width a multiple of 32, the result
 // BF16; what is read and written lies at multiples of 16 bytes, rows too.

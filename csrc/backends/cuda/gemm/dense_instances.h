@@ -9,6 +9,8 @@
 
 namespace onerec::cuda {
 
+struct NormsOfCall;  // direct_instances.h
+
 struct DenseGemmCall {
   const void* x = nullptr;  // [rows, inputs]
   std::int64_t x_stride = 0;
@@ -24,6 +26,7 @@ struct DenseGemmCall {
   void* codes = nullptr;
   std::int64_t codes_stride = 0;
   float* code_scales = nullptr;
+  const NormsOfCall* norms = nullptr;  // of x and y, or null
   int rows = 0;
   int outputs = 0;
   int inputs = 0;

@@ -13,10 +13,6 @@ namespace {
 
 using Run = const char* (*)(const DenseGemmCall&);
 
-constexpr bool is_ours(GemmSchedule schedule) {
-  return schedule == GemmSchedule::kDirect || schedule == GemmSchedule::kSplit;
-}
-
 // Null for kernels that are not CUTLASS's.
 template <int kConfig>
 constexpr Run kernel_of() {
@@ -55,7 +51,8 @@ DenseGemmCall call_of(Stream& stream, const Operand& x, const LinearWeight* line
           .overlapped = overlapped(stream)};
 }
 
-void run_direct(Stream& stream, const DenseGemmCall& call, DirectRunner runner, const char* op) {
+void run_direct(Stream& stream, DenseGemmCall call, const NormsOfCall& norms, DirectRunner runner, const char* op) {
+  call.norms = &norms;
   ensure(runner != nullptr, "[", op, "] got a kernel of gemm_configs.h that is not built");
   runner(stream, call);
 }
@@ -72,21 +69,31 @@ void dense_gemm(Stream& stream, const LinearParams& params, int config, int mult
   call.residual = params.residual.data;
   call.residual_stride = params.residual.stride;
   if (params.activation == Activation::kLeakyRelu) call.negative_slope = params.negative_slope;
+  const NormsOfCall norms{.x = params.x.pending};
   if (chosen.schedule == GemmSchedule::kDirect) {
-    return run_direct(stream, call, call.residual == nullptr ? direct_fp8(chosen) : direct_added_fp8(chosen), "linear");
+    return run_direct(stream, call, norms, call.residual == nullptr ? direct_fp8(chosen) : direct_added_fp8(chosen), "linear");
   }
-  if (chosen.schedule == GemmSchedule::kSplit) return run_direct(stream, call, split_fp8(chosen), "linear");
+  if (chosen.schedule == GemmSchedule::kSplit) return run_direct(stream, call, norms, split_fp8(chosen), "linear");
   const char* problem = kKernels[static_cast<std::size_t>(config)](call);
   if (problem == nullptr) return;
   throw DeviceError(concat("[linear] got \"", problem, "\" for kernel ", gemm_name(config), " of ", call.rows, " x [",
                            call.outputs, ", ", call.inputs, "], want a launch. Close this engine and report it."));
 }
 
+void norm_gemm(Stream& stream, const LinearNormParams& params, int multiprocessors) {
+  const LinearParams& product = params.product;
+  DenseGemmCall call =
+      call_of(stream, product.x, product.weight, product.bias, product.y, product.rows, multiprocessors);
+  call.residual = product.residual.data;
+  call.residual_stride = product.residual.stride;
+  run_direct(stream, call, {.x = product.x.pending, .y = &params}, split_normed_fp8(kGemmConfigs[choose_gemm(product, multiprocessors)]), "linear_norm");
+}
+
 void swiglu_gemm(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, int config,
                  int multiprocessors) {
   const DenseGemmCall call =
       call_of(stream, params.x, params.weight, params.bias, hidden, params.rows, multiprocessors);
-  run_direct(stream, call, direct_swiglu_fp8(kSwigluConfigs[config]), "linear_swiglu");
+  run_direct(stream, call, {.x = params.x.pending}, direct_swiglu_fp8(kSwigluConfigs[config]), "linear_swiglu");
 }
 
 void swiglu_codes_gemm(Stream& stream, const LinearSwigluParams& params, int config, int multiprocessors,
@@ -97,7 +104,7 @@ void swiglu_codes_gemm(Stream& stream, const LinearSwigluParams& params, int con
   call.codes = params.quantized.values.data;
   call.codes_stride = params.quantized.values.stride;
   call.code_scales = params.quantized.scales;
-  run_direct(stream, call, direct_swiglu_fp8(kSwigluConfigs[config]), "linear_swiglu");
+  run_direct(stream, call, {.x = params.x.pending}, direct_swiglu_fp8(kSwigluConfigs[config]), "linear_swiglu");
 }
 
 }  // namespace onerec::cuda

@@ -4,8 +4,15 @@
 
 #include "backends/cuda/gemm/dense_instances.h"
 #include "ops/device.h"
+#include "ops/linear_norm.h"
 
 namespace onerec::cuda {
+
+// Norms that are left pending.
+struct NormsOfCall {
+  PendingNorm x = {};
+  const LinearNormParams* y = nullptr;  // null: y has none
+};
 
 using DirectRunner = void (*)(Stream& stream, const DenseGemmCall& call);
 
@@ -16,6 +23,8 @@ DirectRunner direct_added_fp8(const GemmConfig& config);
 
 // The same with GemmSchedule::kSplit.
 DirectRunner split_fp8(const GemmConfig& config);
+// For calls with a norm of y.
+DirectRunner split_normed_fp8(const GemmConfig& config);
 
 // The same for silu(gate) * up in place of y: the call's outputs are the weight's, y and the residual (null) have half
 // as many columns. With codes, if the call has memory for their progress.

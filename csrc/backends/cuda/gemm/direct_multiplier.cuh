@@ -140,13 +140,22 @@ class DirectMultiplier {
     if (lane_ < kWarpRows) {
       const int row = static_cast<int>(threadIdx.x) / kLanes * kWarpRows + lane_;
       const bool live = row < tile.live;
-      copy_to_shared<4>(scales_ + 2 * Tile::kOutputs + lane_, p_.token_scales + (live ? tile.row + row : 0), live);
+      const int from = live ? tile.row + row : 0;
+      copy_to_shared<4>(scales_ + 2 * Tile::kOutputs + lane_, p_.tokens_norm.scales + from, live);
+      if (p_.tokens_norm.squares != nullptr) {
+        copy_to_shared<8>(scales_ + 2 * Tile::kOutputs + kWarpRows + 2 * lane_,
+                          reinterpret_cast<const float*>(p_.tokens_norm.squares + from), live);
+      }
     }
   }
 
   // The scale of the thread's first row, or of its second one.
   __device__ __forceinline__ float row_scale(int half) const {
-    return scales_[2 * Tile::kOutputs + lane_ / 4 + half * 8];
+    const int row = lane_ / 4 + half * 8;
+    const float scale = scales_[2 * Tile::kOutputs + row];
+    if (p_.tokens_norm.squares == nullptr) return scale;
+    const float* const squares = scales_ + 2 * Tile::kOutputs + kWarpRows + 2 * row;
+    return pending_factor(p_.tokens_norm, scale, *reinterpret_cast<const unsigned long long*>(squares));
   }
 
   // Leaves the last step's products under way, and finishes the tile before. The second warpgroup begins when the first

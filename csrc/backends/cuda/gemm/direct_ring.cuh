@@ -8,6 +8,7 @@
 #include "backends/cuda/gemm/shared_words.cuh"
 #include "backends/cuda/gemm/warpgroup_mma.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
+#include "backends/cuda/kernels/pending_norm.cuh"
 
 namespace onerec::cuda::kernels {
 
@@ -19,11 +20,22 @@ struct DirectCodes {
   float* scales;  // [rows]
 };
 
+// The norm of the rows of y, left pending, and the one before it; of the split kernel.
+struct DirectNorm {
+  const float* gamma;  // [columns], 16-byte aligned; null: there is none
+  std::uint8_t* codes;
+  std::int64_t stride;
+  float* scales;
+  PendingTarget target;
+  PendingRows previous;
+  std::int32_t* overflowed;
+};
+
 struct DirectParams {
   CUtensorMap weights;            // boxes of 128 codes of K x weight_boxes()
   CUtensorMap tokens;             // [rows, inputs], boxes of 128 codes x kTokens
   const float* weight_scales;     // [outputs], 16-byte aligned
-  const float* token_scales;      // [rows]
+  PendingRows tokens_norm;        // with the scales of x
   const float* bias;              // [outputs], 16-byte aligned, or null
   CUtensorMap residual_boxes;     // of the residual, 64 columns x kTokens; kAddedValues
   const __nv_bfloat16* residual;  // [rows, columns] or null, 16-byte aligned rows; of the split kernel
@@ -35,6 +47,7 @@ struct DirectParams {
   int columns;                    // of the result, a multiple of kResultGroup
   int depth_steps;                // of 128 bytes of K
   DirectCodes codes;
+  DirectNorm norm;
 };
 
 template <int kOutputs_, int kCluster_, DirectResult kResult_>
@@ -72,12 +85,12 @@ struct DirectTile {
   static constexpr int kLead = 1;
 
   // Shared memory: the ring; for every warp the scales and biases of the tile's weights and the scales of the warp's
-  // rows; barriers; where tiles are; words that say how far warps are.
+  // rows, with their sums of squares; barriers; where tiles are; words that say how far warps are.
   static constexpr int kTokenBytes = kTokens * kTileRowBytes;
   static constexpr int kWeightBytes = kOutputs * kTileRowBytes;
   static constexpr int kPartBytes = kPartRows * kTileRowBytes;
   static constexpr int kStepBytes = kTokenBytes + kWeightBytes;
-  static constexpr int kScaleBytes = 2 * kOutputs * 4 + 64;
+  static constexpr int kScaleBytes = 2 * kOutputs * 4 + 64 + 128;
   static constexpr int kPanelColumns = 64;  // of the residual
   static constexpr int kPanelBytes = kTokens * kTileRowBytes;
   static constexpr int kPanelGroups = kPanelColumns / kGroupColumns;

@@ -18,6 +18,11 @@ enum class GemmSchedule : std::uint8_t {
   kSplit,        // a block has one tile or, with others that add up their sums, a part of its K: split_kernel.cuh, FP8
 };
 
+// Not CUTLASS's.
+constexpr bool is_ours(GemmSchedule schedule) {
+  return schedule == GemmSchedule::kDirect || schedule == GemmSchedule::kSplit;
+}
+
 struct GemmConfig {
   GemmTypes types;
   int tile_rows;

@@ -13,6 +13,7 @@ struct GemmShape {
   std::int64_t outputs = 0;
   std::int64_t inputs = 0;
   int multiprocessors = 132;
+  bool pending = false;  // the norm of x: only kernels of our own read that
 };
 
 // What select_gemm returns for the plain kernel, which streams W for a few rows.

@@ -17,23 +17,31 @@ void run_split(Stream& stream, const DenseGemmCall& call) {
          dense_params(kOp, call, kernels::split_weight_boxes(call.outputs, Tile::kOutputs), Tile::kTokens));
 }
 
-template <int kOutputs, int kShare, int kParts>
+template <int kOutputs, int kShare, int kParts, bool kNormed>
 DirectRunner find_split(const GemmConfig& config) {
-  using Tile = kernels::SplitTile<kOutputs, kShare, kParts>;
+  using Tile = kernels::SplitTile<kOutputs, kShare, kParts, kNormed>;
   const bool same = config.tile_rows == Tile::kTokens && config.tile_outputs == kOutputs && config.cluster == kShare &&
                     config.depth_parts == kParts;
   return same ? &run_split<Tile> : nullptr;
 }
 
-}  // namespace
 
-DirectRunner split_fp8(const GemmConfig& config) {
-  for (const auto find : {find_split<96, 1, 2>, find_split<96, 2, 2>, find_split<112, 1, 2>, find_split<112, 2, 2>,
-                          find_split<128, 1, 2>, find_split<128, 2, 2>, find_split<128, 1, 4>, find_split<64, 1, 1>,
-                          find_split<32, 1, 1>, find_split<64, 1, 2>}) {
+template <bool kNormed>
+DirectRunner find_any(const GemmConfig& config) {
+  for (const auto find :
+       {find_split<96, 1, 2, kNormed>, find_split<96, 2, 2, kNormed>, find_split<112, 1, 2, kNormed>,
+        find_split<112, 2, 2, kNormed>, find_split<128, 1, 2, kNormed>, find_split<128, 2, 2, kNormed>,
+        find_split<128, 1, 4, kNormed>, find_split<64, 1, 1, kNormed>, find_split<32, 1, 1, kNormed>,
+        find_split<64, 1, 2, kNormed>}) {
     if (const DirectRunner runner = find(config)) return runner;
   }
   return nullptr;
 }
+
+}  // namespace
+
+DirectRunner split_fp8(const GemmConfig& config) { return find_any<false>(config); }
+
+DirectRunner split_normed_fp8(const GemmConfig& config) { return find_any<true>(config); }
 
 }  // namespace onerec::cuda

@@ -50,9 +50,10 @@ class SplitMultiplier {
     if (place_.cluster_row >= live_rows) return;
     sync_threads(kScaleBarrier, Tile::kMultipliers);
     const bool live[2] = {row_ < live_rows, row_ + 8 < live_rows};
-    float row_scales[2] = {0.0f, 0.0f};
-    if (live[0]) row_scales[0] = p_.token_scales[row_];
-    if (live[1]) row_scales[1] = p_.token_scales[row_ + 8];
+    PairOfRows tokens;
+    tokens.load(p_.tokens_norm, row_, live);
+    PairOfRows before;
+    if constexpr (Tile::kNormed) before.load(p_.norm.previous, row_, live);
 
     // Early, so that it arrives while the tile is multiplied.
     Residual residual;
@@ -70,13 +71,32 @@ class SplitMultiplier {
     } else {
       take_owned(sums, owned);
     }
-    store(owned, row_scales, live, residual);
+    const float row_scales[2] = {tokens.factor(p_.tokens_norm, 0), tokens.factor(p_.tokens_norm, 1)};
+    store(owned, row_scales, live, residual, before);
   }
 
  private:
   static constexpr int kLanes = 32;
   static constexpr int kScaleBarrier = 1;
   static constexpr int kUnitSums = 4;
+
+  // The thread's two rows of an operand, as they lie; what they say is worked out behind the products.
+  struct PairOfRows {
+    float scales[2] = {0.0f, 0.0f};
+    unsigned long long squares[2] = {0, 0};
+
+    __device__ __forceinline__ void load(const PendingRows& rows, int row, const bool (&live)[2]) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (!live[half]) continue;
+        scales[half] = rows.scales[row + half * 8];
+        if (rows.squares != nullptr) squares[half] = rows.squares[row + half * 8];
+      }
+    }
+    __device__ __forceinline__ float factor(const PendingRows& rows, int half) const {
+      return rows.squares == nullptr ? scales[half] : pending_factor(rows, scales[half], squares[half]);
+    }
+  };
 
   struct Residual {
     uint2 vectors[Tile::kOwnedUnits];
@@ -113,6 +133,7 @@ class SplitMultiplier {
     const bool present = column < p_.columns;
     shared_.scales[i] = present ? p_.weight_scales[column] : 0.0f;
     shared_.scales[Tile::kOutputs + i] = present && p_.bias != nullptr ? p_.bias[column] : 0.0f;
+    if constexpr (Tile::kNormed) shared_.scales[2 * Tile::kOutputs + i] = present ? p_.norm.gamma[column] : 0.0f;
   }
 
   // This warp has read the step for the last time: lane i tells the block of row tile i.
@@ -231,7 +252,9 @@ class SplitMultiplier {
 
   __device__ __forceinline__ void store(const float (&owned)[Tile::kOwnedUnits][kUnitSums],
                                         const float (&row_scales)[2], const bool (&live)[2],
-                                        const Residual& residual) const {
+                                        const Residual& residual, const PairOfRows& before_rows) const {
+    RowNorms norms;
+    if constexpr (Tile::kNormed) norms.start(p_.norm, before_rows);
     __nv_bfloat16* const first = p_.y + row_ * p_.y_stride + place_.first_column;
     __nv_bfloat16* const rows[2] = {first, first + 8 * p_.y_stride};
 #pragma unroll
@@ -249,8 +272,78 @@ class SplitMultiplier {
       values[1] = __fadd_rn(bits_as<float>(before.x & 0xffff0000u), values[1]);
       values[2] = __fadd_rn(bits_as<float>(before.y << 16), values[2]);
       values[3] = __fadd_rn(bits_as<float>(before.y & 0xffff0000u), values[3]);
-      store_whole((u.half == 0 ? rows[0] : rows[1]) + u.column, rounded(values), stored(i, u, live));
+      const ResultVector<kUnitSums> vector = rounded(values);
+      store_whole((u.half == 0 ? rows[0] : rows[1]) + u.column, vector, stored(i, u, live));
+      if constexpr (Tile::kNormed) store_norm(vector, u, stored(i, u, live), norms);
     }
+    if constexpr (Tile::kNormed) finish_norm(live, norms);
+  }
+
+  // Codes of the norm of y's rows. The thread has values of two rows or, where K has parts, of one.
+  static constexpr bool kSingleRow = Tile::kOwnedUnits <= Tile::kGroups;
+  struct RowNorms {
+    float inverse_roots[2];
+    float squares[2] = {0.0f, 0.0f};
+    float largest = 0.0f;  // magnitude of what was coded
+
+    __device__ __forceinline__ void start(const DirectNorm& norm, const PairOfRows& before) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        inverse_roots[half] =
+            inverse_power(root_power(mean_square(norm.previous, before.scales[half], before.squares[half])));
+      }
+    }
+  };
+
+  __device__ __forceinline__ void store_norm(const ResultVector<kUnitSums>& vector, const Unit& u, bool present,
+                                             RowNorms& norms) const {
+    const float4 gamma = *reinterpret_cast<const float4*>(shared_.scales + 2 * Tile::kOutputs + u.column);
+    const float values[kUnitSums] = {
+        bits_as<float>(vector.words[0] << 16), bits_as<float>(vector.words[0] & 0xffff0000u),
+        bits_as<float>(vector.words[1] << 16), bits_as<float>(vector.words[1] & 0xffff0000u)};
+    float& squares = norms.squares[kSingleRow ? 0 : u.half];
+#pragma unroll
+    for (int i = 0; i < kUnitSums; ++i) squares = fmaf(values[i], values[i], squares);
+    const float inverse = (u.half == 0 ? norms.inverse_roots[0] : norms.inverse_roots[1]) * p_.norm.target.unit;
+    const float coded[kUnitSums] = {values[0] * gamma.x * inverse, values[1] * gamma.y * inverse,
+                                    values[2] * gamma.z * inverse, values[3] * gamma.w * inverse};
+#pragma unroll
+    for (const float value : coded) norms.largest = fmaxf(norms.largest, present ? fabsf(value) : 0.0f);
+    const std::uint32_t codes = numbers_to_e4m3x4(coded[0], coded[1], coded[2], coded[3]);
+    std::uint8_t* const to =
+        p_.norm.codes + (row_ + u.half * 8) * p_.norm.stride + place_.first_column + u.column;
+    asm volatile(
+        "{\n"
+        ".reg .pred present;\n"
+        "setp.ne.b32 present, %2, 0;\n"
+        "@present st.global.u32 [%0], %1;\n"
+        "}" ::"l"(to),
+        "r"(codes), "r"(static_cast<int>(present))
+        : "memory");
+  }
+
+  __device__ __forceinline__ void finish_norm(const bool (&live)[2], const RowNorms& norms) const {
+    constexpr float kLargestCode = 448.0f;
+    constexpr float kLargestSum = 1048576.0f;  // of squares, in units of a row's root
+    bool overflowed = norms.largest > kLargestCode;
+#pragma unroll
+    for (int i = 0; i < (kSingleRow ? 1 : 2); ++i) {
+      float sum = norms.squares[i];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      const int half = kSingleRow ? unit(0).half : i;
+      const float inverse_root = half == 0 ? norms.inverse_roots[0] : norms.inverse_roots[1];
+      if (lane_ % 4 != 0 || !(half == 0 ? live[0] : live[1])) continue;
+      const int row = row_ + half * 8;
+      const float in_roots = sum * inverse_root * inverse_root;
+      overflowed |= in_roots > kLargestSum;
+      atomicAdd(p_.norm.target.squares + row, __float2ull_rn(in_roots * kSquareParts));
+      if (place_.first_column == 0) {
+        p_.norm.scales[row] = inverse_power(inverse_root * p_.norm.target.unit);
+        p_.norm.target.next_squares[row] = 0;
+      }
+    }
+    if (overflowed) atomicOr(p_.norm.overflowed, 1);
   }
 
   const DirectParams& p_;

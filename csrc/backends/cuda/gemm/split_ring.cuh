@@ -6,12 +6,13 @@
 
 namespace onerec::cuda::kernels {
 
-template <int kOutputs_, int kShare_, int kParts_>
+template <int kOutputs_, int kShare_, int kParts_, bool kNormed_ = false>
 struct SplitTile {
   static constexpr int kTokens = 128;
   static constexpr int kOutputs = kOutputs_;
   static constexpr int kShare = kShare_;            // row tiles of a cluster: their blocks share what they load of W
   static constexpr int kParts = kParts_;            // of K
+  static constexpr bool kNormed = kNormed_;         // y is followed by codes of its norm
   static constexpr int kCluster = kShare * kParts;  // blocks; those of a row tile are neighbours
   static constexpr int kClusterRows = kShare * kTokens;
   static constexpr int kGroups = kOutputs / kSplitGroup;
@@ -32,7 +33,7 @@ struct SplitTile {
   static constexpr int kStepBytes = kTokenBytes + kWeightBytes;
   static constexpr int kAlignment = 1024;
   static constexpr int kMostSharedBytes = 214 * 1024;
-  static constexpr int kScaleBytes = 2 * kOutputs * 4;
+  static constexpr int kScaleBytes = (kNormed ? 3 : 2) * kOutputs * 4;
   static constexpr int kExchangeBarriers = 1 + kWarpgroups;
   static constexpr int kFixedBytes = kAlignment + kScaleBytes + kExchangeBarriers * 8;
   static constexpr int kSteps = (kMostSharedBytes - kFixedBytes) / (kStepBytes + 16);  // in the ring
@@ -48,7 +49,7 @@ struct SplitTile {
 template <class Tile>
 struct SplitShared {
   unsigned char* ring;
-  float* scales;  // [kOutputs], behind them the biases
+  float* scales;  // [kOutputs], behind them the biases, and the factors of the norm
   std::uint64_t* full;
   std::uint64_t* empty;
   std::uint64_t* open;      // the other parts' blocks can take this one's sums
@@ -58,7 +59,7 @@ struct SplitShared {
     const std::uint32_t past = shared_address(memory) % Tile::kAlignment;
     ring = memory + (past == 0 ? 0 : Tile::kAlignment - past);
     scales = reinterpret_cast<float*>(ring + Tile::kSteps * Tile::kStepBytes);
-    full = reinterpret_cast<std::uint64_t*>(scales + 2 * Tile::kOutputs);
+    full = reinterpret_cast<std::uint64_t*>(scales + Tile::kScaleBytes / 4);
     empty = full + Tile::kSteps;
     open = empty + Tile::kSteps;
     received = open + 1;

@@ -3,6 +3,7 @@
 
 #include "backends/cuda/kernels/async_copy.cuh"
 #include "backends/cuda/kernels/grid_dependency.cuh"
+#include "backends/cuda/kernels/pending_norm.cuh"
 #include "backends/cuda/kernels/row_quantize.cuh"
 
 namespace onerec::cuda::kernels {
@@ -22,6 +23,7 @@ struct RmsNormArguments {
   void* y = nullptr;
   std::int64_t y_stride = 0;
   CodeRows quantized = {};         // parts = 1
+  PendingTarget pending = {};      // of `quantized`, then the only output
   CodeRows quantized_blocks = {};  // parts = 1, per block
 };
 
@@ -132,13 +134,37 @@ __device__ __forceinline__ float team_sum_of_squares(Team& team, const float (&v
   }
 }
 
+// Codes of a row's products with gamma, and what the product that reads them makes the norm's factor of.
+template <class Team, int kVectors, int kN>
+__device__ __forceinline__ void leave_pending(const RmsNormArguments& p, const RowPart& at,
+                                              const NormFactors<Team, kVectors, kN>& gamma, float squares,
+                                              float (&values)[kVectors][kN]) {
+  const float root = root_power(squares * p.inverse_width);
+  const float inverse = inverse_power(root) * p.pending.unit;
+  if (Team::member() == 0 && at.end > 0) {
+    p.quantized.scales[at.row] = inverse_power(inverse);
+    p.pending.squares[at.row] = square_parts(squares, inverse_power(root));
+    p.pending.next_squares[at.row] = 0;
+  }
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (!has_vector<Team, kVectors>(at, i)) continue;
+#pragma unroll
+    for (int j = 0; j < kN; ++j) values[i][j] *= gamma.at(i, j);
+    store_codes(p.quantized.codes + at.row * p.quantized.stride + static_cast<std::int64_t>(row_vector<Team>(at, i)) * kN,
+                values[i], inverse);
+  }
+}
+
 // Normalises the part of a row that a team has in `values`, 0 behind its end, and stores what is asked for. Every
 // thread of the team calls it.
 template <class Team, int kVectors, int kN>
 __device__ __forceinline__ void normalise_part(Team& team, const RmsNormArguments& p, const RowPart& at,
                                                const NormFactors<Team, kVectors, kN>& gamma,
                                                float (&values)[kVectors][kN]) {
-  const float rstd = reciprocal_root(fmaf(team_sum_of_squares(team, values), p.inverse_width, p.eps));
+  const float squares = team_sum_of_squares(team, values);
+  if (p.pending.squares != nullptr) return leave_pending<Team>(p, at, gamma, squares, values);
+  const float rstd = reciprocal_root(fmaf(squares, p.inverse_width, p.eps));
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     if (!has_vector<Team, kVectors>(at, i)) continue;  // stays 0 even if rstd is infinite
