@@ -7,6 +7,7 @@ torch reads: call `Ops.wait_for_torch` and `Ops.synchronize` in between.
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,8 +95,12 @@ class Ops:
         y: Tensor | None = None,
         quantized: Operand | None = None,
         quantized_blocks: Operand | None = None,
+        gamma_magnitude: float = math.nan,
     ) -> None:
-        """Outputs may be left out; `gamma` is as wide as a row or divides it (a norm per group)."""
+        """Outputs may be left out; `gamma` is as wide as a row or divides it (a norm per group).
+
+        Codes per row need `gamma_magnitude`, the largest magnitude of `gamma`.
+        """
         width = gamma.shape[0]
         self.runner.rms_norm(
             matrix_tuple(x),
@@ -104,6 +109,7 @@ class Ops:
             eps,
             (x.shape[0], 0),
             groups=x.shape[1] // width,
+            gamma_magnitude=gamma_magnitude,
             y=None if y is None else matrix_tuple(y),
             quantized=None if quantized is None else operand_tuple(quantized),
             quantized_blocks=None if quantized_blocks is None else operand_tuple(quantized_blocks),

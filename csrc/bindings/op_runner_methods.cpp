@@ -1,6 +1,7 @@
 // The ops as methods of OpRunner, with their tensors as tuples.
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -95,13 +96,15 @@ void run_grouped_linear(OpRunner& runner, const OperandTuple& x, const Weight& w
 }
 
 void run_rms_norm(OpRunner& runner, const MatrixTuple& x, Address gamma, std::int64_t width, double eps,
-                  const ExtentTuple& rows, std::int64_t groups, const std::optional<MatrixTuple>& y,
-                  const std::optional<OperandTuple>& quantized, const std::optional<OperandTuple>& quantized_blocks) {
+                  const ExtentTuple& rows, std::int64_t groups, double gamma_magnitude,
+                  const std::optional<MatrixTuple>& y, const std::optional<OperandTuple>& quantized,
+                  const std::optional<OperandTuple>& quantized_blocks) {
   runner.issue(rms_norm, RmsNormParams{.x = matrix(x),
                                        .gamma = pointer<const float>(gamma),
                                        .width = width,
                                        .groups = groups,
                                        .eps = static_cast<float>(eps),
+                                       .gamma_magnitude = static_cast<float>(gamma_magnitude),
                                        .y = matrix(y),
                                        .quantized = operand(quantized),
                                        .quantized_blocks = operand(quantized_blocks),
@@ -269,8 +272,8 @@ void bind_op_runner(py::module_& module) {
       .def("grouped_linear", &run_grouped_linear, arg("x"), arg("weight"), arg("offsets"), arg("y"),
            arg("rows_capacity"), py::kw_only(), arg("alignment") = 1)
       .def("rms_norm", &run_rms_norm, arg("x"), arg("gamma"), arg("width"), arg("eps"), arg("rows"), py::kw_only(),
-           arg("groups") = 1, arg("y") = py::none(), arg("quantized") = py::none(),
-           arg("quantized_blocks") = py::none())
+           arg("groups") = 1, arg("gamma_magnitude") = std::numeric_limits<double>::quiet_NaN(), arg("y") = py::none(),
+           arg("quantized") = py::none(), arg("quantized_blocks") = py::none())
       .def("quantize", &run_quantize, arg("x"), arg("quantized"), arg("rows"))
       .def("swiglu", &run_swiglu, arg("gate_up"), arg("width"), arg("rows"), py::kw_only(), arg("y") = py::none(),
            arg("quantized") = py::none())

@@ -60,10 +60,10 @@ inline float root_power(float mean_square) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bounded + 127) << 23);
 }
 
-// The scale of the codes of a row whose root_power() is 1: a power of two, for values up to 448 times as large. With
-// room for four times what gamma's largest magnitude would make of 1.
+// The scale of the codes of a row whose root_power() is 1: a power of two. A row's largest value may be 224 times
+// gamma's largest magnitude, which no row of fewer than 25,000 columns exceeds whose own root it is.
 inline float norm_code_scale(float gamma_magnitude) {
-  constexpr float kRoom = 4.0f;
+  constexpr float kRoom = 0.5f;
   constexpr float kLeast = 0x1p-40f;
   constexpr float kMost = 0x1p40f;
   const float bounded = gamma_magnitude > kLeast ? (gamma_magnitude < kMost ? gamma_magnitude : kMost) : kLeast;

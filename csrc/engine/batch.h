@@ -41,6 +41,7 @@ struct BatchResult {
   std::vector<std::int32_t> codes;   // [rows, levels]
   std::vector<std::int32_t> leaves;  // leaf of the catalogue's trie; -1: a dead beam; 0 for unconstrained requests
   std::vector<std::int32_t> status;  // BeamStatus per request
+  bool repeated = false;             // the search was done a second time: PassInputs::overflowed
 };
 
 // The sizes that a batch is checked against.

@@ -62,18 +62,29 @@ void GenerationPlan::run(Stream& stream, const Batch& batch, BatchResult& result
   io_->load(batch);
   recording_->replay(stream);
   stream.synchronize();
+  const bool repeat = io_->overflowed();
+  if (repeat) issue_directly(stream, batch, nullptr, false);
   io_->read(batch, result);
+  result.repeated = repeat;
 }
 
 void GenerationPlan::run_directly(Stream& stream, const Batch& batch, BatchResult& result, OperandTap* tap) {
+  issue_directly(stream, batch, tap, true);
+  const bool repeat = io_->overflowed();
+  if (repeat) issue_directly(stream, batch, tap, false);
+  io_->read(batch, result);
+  result.repeated = repeat;
+}
+
+void GenerationPlan::issue_directly(Stream& stream, const Batch& batch, OperandTap* tap, bool pending_norms) {
   io_->load(batch);
   // The same layout code over the same memory gives the same addresses as the recording has.
   PlanMemory memory = bound_memory();
   OpContext context = context_for(stream, memory, tap);
+  context.pending_norms = pending_norms;
   MemoryLedger ledger;
   issue(context, memory, ledger);
   stream.synchronize();
-  io_->read(batch, result);
 }
 
 PlanIo GenerationPlan::issue(OpContext& context, PlanMemory& memory, MemoryLedger& ledger) const {

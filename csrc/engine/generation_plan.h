@@ -26,12 +26,15 @@ class GenerationPlan {
   // Records the search on `stream`, in device memory at `arena` of footprint().arena bytes.
   void record(Stream& stream, void* arena);
 
-  // Replays the recording for a batch of this shape, and waits for it. Allocates nothing but the result.
+  // Replays the recording for a batch of this shape, and waits for it. Allocates nothing but the result. A search that
+  // overflowed is repeated op by op.
   void run(Stream& stream, const Batch& batch, BatchResult& result);
   // The same op by op, showing every linear's operand to `tap` (which may be null).
   void run_directly(Stream& stream, const Batch& batch, BatchResult& result, OperandTap* tap);
 
  private:
+  // Runs a batch op by op and waits for it. `pending_norms`: as in OpContext.
+  void issue_directly(Stream& stream, const Batch& batch, OperandTap* tap, bool pending_norms);
   // Lays everything out in `memory` and issues the search.
   PlanIo issue(OpContext& context, PlanMemory& memory, MemoryLedger& ledger) const;
   void issue_level(OpContext& context, int level, const ConstMatrix& logits, const PlanIo& io,

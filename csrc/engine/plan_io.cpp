@@ -87,11 +87,11 @@ PlanIo::PlanIo(const PlanShape& shape, const InputSchema& schema, PlanMemory& me
   mirror(start_states_, memory.input, pass.batch);
   // The status goes both ways: it ends the one block and begins the other.
   void* const status = memory.device.next();
-  mirror(start_status_, memory.input, pass.batch);
+  mirror(start_status_, memory.input, pass.batch + 1);
   input_.bytes = memory.input.used();
 
   output_ = {memory.output.next(), status, 0};
-  status_ = {memory.output.allocate_array<std::int32_t>(pass.batch), start_status_.device, pass.batch};
+  status_ = {memory.output.allocate_array<std::int32_t>(pass.batch + 1), start_status_.device, pass.batch + 1};
   mirror(scores_, memory.output, shape.results);
   mirror(leaves_, memory.output, shape.results);
   mirror(codes_, memory.output, shape.results * levels);
@@ -132,6 +132,7 @@ PassInputs PlanIo::pass_inputs() const {
                                .count = pathway.count.device});
   }
   inputs.context_offsets = context_offsets_.device;
+  inputs.overflowed = status_.device + shape_.pass.batch;
   for (std::size_t t = 0; t < shape_.pass.rows.size(); ++t) {
     inputs.row_offsets.push_back(row_offsets_[t].device);
     inputs.row_count.push_back(row_offsets_[t].device + shape_.pass.batch);
@@ -171,7 +172,7 @@ void PlanIo::load(const Batch& batch) const {
   if (shape_.forced) copy(forced_.host, batch.forced, row_offsets_.back().host[batch.size] * levels);
   std::fill_n(start_scores_.host, capacity, 0.0f);
   std::fill_n(start_states_.host, capacity, 0);
-  std::fill_n(start_status_.host, capacity, 0);
+  std::fill_n(start_status_.host, capacity + 1, 0);
 }
 
 void PlanIo::read(const Batch& batch, BatchResult& result) const {

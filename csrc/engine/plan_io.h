@@ -46,6 +46,8 @@ class PlanIo {
   const std::int32_t* excluded_offsets() const { return excluded_offsets_.device; }
   const std::int32_t* forced() const { return forced_.device; }
   std::int32_t* status() const { return status_.device; }
+  // Whether the last copy out says that the search is to be repeated: PassInputs::overflowed.
+  bool overflowed() const { return status_.host[shape_.pass.batch] != 0; }
 
   // Host side: writes a batch of this shape for the next copy in, and reads what the last copy out brought.
   void load(const Batch& batch) const;
@@ -83,7 +85,7 @@ class PlanIo {
   std::vector<BeamState> states_;  // [levels + 1]: before each level, then the results
   Mirrored<float> scores_;
   Mirrored<std::int32_t> leaves_, codes_;
-  Mirrored<std::int32_t> status_;  // on the device start_status_
+  Mirrored<std::int32_t> status_;  // [batch], behind them whether anything overflowed; on the device start_status_
   Block output_;
 };
 

@@ -54,7 +54,7 @@ struct PathwayInputs {
   const std::int32_t* count = nullptr;        // live tokens
 };
 
-// Everything a pass reads, in device memory; step t has the rows [0, *row_count[t]).
+// Everything a pass reads, and one word that it writes, in device memory; step t has the rows [0, *row_count[t]).
 struct PassInputs {
   std::vector<PathwayInputs> pathways;
   const std::int32_t* context_offsets = nullptr;  // [batch + 1]
@@ -62,6 +62,7 @@ struct PassInputs {
   std::vector<const std::int32_t*> row_count;     // [step]
   std::vector<const std::int32_t*> codes;         // [step][rows, levels]: the codes chosen before the step; [0] unused
   std::vector<std::array<const std::int32_t*, kMaxLevels>> ancestry;  // [step][earlier step][rows]
+  std::int32_t* overflowed = nullptr;  // set to 1 where the pass is to be repeated without OpContext::pending_norms
 };
 
 // Bytes by purpose, for the memory plan.

@@ -30,7 +30,7 @@ OneRecV2Pass::OneRecV2Pass(const OneRecV2& model, const PassShape& shape, const 
       context_processor_(model, shape_, context, memory_),
       feed_forward_(model, shape.rows, context, memory_),
       stream_(context, memory_, *std::max_element(shape.rows.begin(), shape.rows.end()),
-              scale_kind_for(model.precision().linear) == ScaleKind::kPerRow) {
+              scale_kind_for(model.precision().linear) == ScaleKind::kPerRow, inputs.overflowed) {
   const OneRecV2Config& config = model.config();
   const DType dtype = model.precision().activation;
   const ScaleKind kind = scale_kind_for(model.precision().linear);

@@ -1,21 +1,30 @@
 #include "model/residual_stream.h"
 
-#include <cmath>
-#include <cstdlib>
-
 namespace onerec {
+namespace {
 
-ResidualStream::ResidualStream(OpContext& context, PassMemory& memory, std::int64_t rows, bool coded)
-    : context_(context) {
+// The first layer may multiply what an embedding has. From the second one on, the scale of a row's norm before an
+// addition has room for the norm behind it.
+constexpr int kUnsettledAdditions = 3;
+
+}  // namespace
+
+ResidualStream::ResidualStream(OpContext& context, PassMemory& memory, std::int64_t rows, bool coded,
+                               std::int32_t* overflowed)
+    : context_(context), overflowed_(overflowed) {
   if (!coded) return;
   for (Slot& slot : slots_) {
     slot.scales = memory.array<float>("activations", rows);
     slot.squares = memory.array<std::uint64_t>("activations", rows);
   }
-  overflowed_ = memory.array<std::int32_t>("activations", 1);
 }
 
 void ResidualStream::begin() {
+  additions_ = 0;
+  forget();
+}
+
+void ResidualStream::forget() {
   normed_ = false;
   pending_ = {};
 }
@@ -23,7 +32,8 @@ void ResidualStream::begin() {
 bool ResidualStream::may_be_pending(const RmsNormParams& norm, const LinearWeight* reader) const {
   return slots_[0].scales != nullptr && reader != nullptr && norm.y.data == nullptr &&
          norm.quantized_blocks.values.data == nullptr && norm.quantized.scale_kind == ScaleKind::kPerRow &&
-         std::getenv("NOPENDING") == nullptr && context_.fused && context_.tap == nullptr && context_.backend.reads_pending_norm(*reader, norm.rows.capacity);
+         context_.pending_norms && context_.fused && context_.tap == nullptr &&
+         context_.backend.reads_pending_norm(*reader, norm.rows.capacity);
 }
 
 RmsNormParams ResidualStream::following(const RmsNormParams& norm, const LinearWeight* reader) const {
@@ -49,29 +59,32 @@ void ResidualStream::set(const RmsNormParams& norm) {
 
 // A pass that measures sees both ways: the op that may make the norm, and the norm by itself.
 void ResidualStream::add(const LinearParams& product, const RmsNormParams& next, const LinearWeight* reader) {
+  const bool settled = ++additions_ > kUnsettledAdditions;
   const LinearNormParams both{
       .product = product, .norm = following(next, reader), .previous = pending_, .overflowed = overflowed_};
-  if (norm_comes_with(context_, both)) {
+  if (settled && norm_comes_with(context_, both)) {
     linear_norm(context_, both);
     return set(both.norm);
   }
   context_.measuring ? linear_norm(context_, both) : linear(context_, product);
-  begin();
+  forget();
 }
 
 void ResidualStream::add(const PreparedLinearParams& prepared) {
+  ++additions_;
   prepared_linear(context_, prepared);
-  begin();
+  forget();
 }
 
 void ResidualStream::add(const MoeCombineParams& combine, const RmsNormParams& next, const LinearWeight* reader) {
+  ++additions_;
   const CombineNormParams both{.combine = combine, .norm = following(next, reader)};
   if (norm_comes_with(context_, both)) {
     combine_norm(context_, both);
     return set(both.norm);
   }
   context_.measuring ? combine_norm(context_, both) : moe_combine(context_, combine);
-  begin();
+  forget();
 }
 
 void ResidualStream::make(const RmsNormParams& norm, const LinearWeight* reader) {

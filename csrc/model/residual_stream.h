@@ -13,8 +13,8 @@ namespace onerec {
 // after the last addition. `reader` is the weight that it is multiplied by, null if there is more than one.
 class ResidualStream {
  public:
-  // For up to `rows` rows; `coded`: norms are codes with a scale per row.
-  ResidualStream(OpContext& context, PassMemory& memory, std::int64_t rows, bool coded);
+  // For up to `rows` rows; `coded`: norms are codes with a scale per row. `overflowed`: LinearNormParams::overflowed.
+  ResidualStream(OpContext& context, PassMemory& memory, std::int64_t rows, bool coded, std::int32_t* overflowed);
 
   // h has been set by something else.
   void begin();
@@ -44,11 +44,13 @@ class ResidualStream {
   // The norm behind the last one, pending if its reader takes that.
   RmsNormParams following(const RmsNormParams& norm, const LinearWeight* reader) const;
   void set(const RmsNormParams& norm);
+  void forget();
 
   OpContext& context_;
   Slot slots_[kSlots];
-  std::int32_t* overflowed_ = nullptr;
+  std::int32_t* overflowed_;
   std::int64_t uses_ = 0;  // of slots
+  int additions_ = 0;      // to h
   bool normed_ = false;    // the norm of h is there
   Operand pending_ = {};   // if it is pending
 };

@@ -37,7 +37,8 @@ struct OpContext {
   std::size_t workspace_needed = 0;
   std::size_t branch_workspace_needed = 0;
   OperandTap* tap = nullptr;
-  bool fused = true;  // ops may take a backend's kernels that do several of them at once
+  bool fused = true;          // ops may take a backend's kernels that do several of them at once
+  bool pending_norms = true;  // norms may be left to the products that read them
 
   // One in which ops check their params and run nothing, for what issues a backend's kernel in their place.
   OpContext checking() const { return {.backend = backend, .stream = stream, .measuring = true}; }
@@ -56,7 +57,8 @@ class Fork {
                 .stream = main.measuring ? main.stream : main.stream.fork(),
                 .workspace = main.branch_workspace,
                 .measuring = main.measuring,
-                .fused = main.fused} {}
+                .fused = main.fused,
+                .pending_norms = main.pending_norms} {}
   Fork(const Fork&) = delete;
   Fork& operator=(const Fork&) = delete;
 

@@ -1,5 +1,7 @@
 #include "ops/rms_norm.h"
 
+#include <limits>
+
 #include "core/error.h"
 #include "ops/backend.h"
 #include "ops/checks.h"
@@ -38,9 +40,10 @@ void check(const OpContext& context, const RmsNormParams& p) {
     check_same_or_apart(context, kOp, "x", p.x, "y", p.y, rows);
   }
   check_codes(context, p, "quantized", p.quantized, rows);
-  require(codes.data == nullptr || p.quantized.scale_kind != ScaleKind::kPerRow || p.gamma_magnitude >= 0.0f,
+  const bool bounded = p.gamma_magnitude >= 0.0f && p.gamma_magnitude < std::numeric_limits<float>::infinity();
+  require(codes.data == nullptr || p.quantized.scale_kind != ScaleKind::kPerRow || bounded,
           "[rms_norm] got gamma_magnitude = ", p.gamma_magnitude,
-          " for codes per row, want the largest magnitude of gamma. Pass it.");
+          " for codes per row, want the largest magnitude of gamma, a finite one. Correct the norm's weight.");
   if (p.quantized_blocks.values.data == nullptr) return;
   require(codes.data != nullptr && p.quantized.scale_kind == ScaleKind::kPerRow,
           "[rms_norm] got quantized_blocks without codes per row in quantized, want both. Pass a single kind as "

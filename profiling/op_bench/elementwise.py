@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onerec_engine.config import OneRecV2Config
+from onerec_engine.reference.quantize import dequantize_e4m3, quantize_norm_rows
 from op_bench.baselines import quantize_blocks, quantize_rows
 from op_bench.harness import Bench, Case, Contestant, Entry, row_error, sample_rows
 
@@ -57,19 +58,23 @@ def _to_codes(
     width: int,
     per: str,
     issue: Callable[[Tensor, Operand], None],
-    exact: Callable[[Tensor], Tensor],
+    want: Callable[[Tensor], Tensor],
 ) -> Contestant:
-    """An op from BF16 [rows, ...] to codes [rows, width]: compared with the codes of the exact values."""
+    """An op from BF16 [rows, ...] to codes [rows, width], compared with what the wanted codes stand for."""
     out = [Operand.empty(len(a), width, per, bench.device) for a in x]
     out[0].values.view(torch.uint8).fill_(0x7F)
     rows = sample_rows(len(x[0]), bench.device)
 
     def error() -> float:
-        want = Operand(*QUANTIZERS[per](exact(x[0][rows].double()).float()))
-        return row_error(out[0].dequantized(), rows, want.dequantized())
+        return row_error(out[0].dequantized(), rows, want(x[0][rows].double()))
 
     calls = [lambda a=a, b=b: issue(a, b) for a, b in zip(x, out, strict=True)]
     return Contestant(calls, error, CODES_LIMIT)
+
+
+def _coded(per: str, exact: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What the codes of an op's exact values stand for."""
+    return lambda x: Operand(*QUANTIZERS[per](exact(x).float())).dequantized()
 
 
 def _theirs(x: list[Tensor], call: Callable[[Tensor], Tensor]) -> Contestant:
@@ -84,9 +89,17 @@ def _moved(rows: int, read: int, written: int, per: str | None) -> float:
 
 def _norms(bench: Bench, model: str, width: int, eps: float, rows: int) -> Iterator[Case]:
     gamma = torch.rand(width, device=bench.device) + 0.5
+    largest = float(gamma.max())
 
     def exact(x: Tensor) -> Tensor:
         return functional.rms_norm(x, (width,), gamma.double(), eps)
+
+    def to_codes(x: Tensor, codes: Operand) -> None:
+        bench.ops.rms_norm(x, gamma, eps, quantized=codes, gamma_magnitude=largest)
+
+    def coded_rows(x: Tensor) -> Tensor:
+        codes, scales = quantize_norm_rows(x.float(), gamma, eps)
+        return dequantize_e4m3(codes) * scales[:, None]
 
     def torch_norm(x: Tensor) -> Tensor:
         return functional.rms_norm(x, (width,), gamma.bfloat16(), eps)
@@ -98,7 +111,7 @@ def _norms(bench: Bench, model: str, width: int, eps: float, rows: int) -> Itera
         def ours(per: str | None = per, x: list[Tensor] = x) -> Contestant:
             if per is None:
                 return _to_dense(bench, x, width, lambda a, y: bench.ops.rms_norm(a, gamma, eps, y=y), exact)
-            return _to_codes(bench, x, width, per, lambda a, q: bench.ops.rms_norm(a, gamma, eps, quantized=q), exact)
+            return _to_codes(bench, x, width, per, to_codes, coded_rows if per == "row" else _coded(per, exact))
 
         entries = [Entry("ours", ours, ours=True)]
         if per is None:
@@ -112,7 +125,7 @@ def _quantizers(bench: Bench, model: str, width: int, rows: int) -> Iterator[Cas
         x = _inputs(bench, rows, width, moved)
 
         def ours(per: str = per, x: list[Tensor] = x) -> Contestant:
-            return _to_codes(bench, x, width, per, bench.ops.quantize, lambda a: a)
+            return _to_codes(bench, x, width, per, bench.ops.quantize, _coded(per, lambda a: a))
 
         def theirs(per: str = per, x: list[Tensor] = x) -> Contestant:
             return _theirs(x, lambda a: QUANTIZERS[per](a)[0])
@@ -132,7 +145,7 @@ def _swiglus(bench: Bench, model: str, width: int, rows: int) -> Iterator[Case]:
         def ours(per: str | None = per, x: list[Tensor] = x) -> Contestant:
             if per is None:
                 return _to_dense(bench, x, width, lambda a, y: bench.ops.swiglu(a, y=y), exact)
-            return _to_codes(bench, x, width, per, lambda a, q: bench.ops.swiglu(a, quantized=q), exact)
+            return _to_codes(bench, x, width, per, lambda a, q: bench.ops.swiglu(a, quantized=q), _coded(per, exact))
 
         entries = [Entry("ours", ours, ours=True)]
         if per is None:

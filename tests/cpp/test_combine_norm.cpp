@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "support/norm_codes.h"
 #include "support/oracle.h"
 #include "support/runner.h"
 #include "support/tensors.h"
@@ -70,6 +71,7 @@ class Problem {
                      .gamma = gamma_.get(),
                      .width = case_.width,
                      .eps = 1e-5f,
+                     .gamma_magnitude = largest_magnitude(gamma_),
                      .y = case_.outputs.values ? y_.view() : Matrix{},
                      .quantized = case_.outputs.codes == ScaleKind::kNone ? Operand{} : codes_.view(),
                      .quantized_blocks = case_.outputs.blocks_too ? blocks_.view() : Operand{},
@@ -103,17 +105,17 @@ class Problem {
           expect_close(case_.dtype, y_.get(r, c), value, std::ldexp(std::abs(value), -20), "y", r, c);
         }
       }
-      if (case_.outputs.codes != ScaleKind::kNone) check_codes(codes_, r, want);
-      if (case_.outputs.blocks_too) check_codes(blocks_, r, want);
+      if (case_.outputs.codes == ScaleKind::kPerRow) check_norm_codes(h_, gamma_, 1e-5f, codes_, r);
+      if (case_.outputs.codes == ScaleKind::kPerBlock) check_blocks(codes_, r, want);
+      if (case_.outputs.blocks_too) check_blocks(blocks_, r, want);
       if (testing::Test::HasFatalFailure()) return;
     }
   }
 
  private:
-  void check_codes(const TestOperand& coded, std::int64_t r, const std::vector<double>& want) const {
-    const std::int64_t group = coded.kind == ScaleKind::kPerRow ? case_.width : kScaleBlock;
-    for (std::int64_t begin = 0; begin < case_.width; begin += group) {
-      const std::int64_t end = std::min(begin + group, case_.width);
+  void check_blocks(const TestOperand& coded, std::int64_t r, const std::vector<double>& want) const {
+    for (std::int64_t begin = 0; begin < case_.width; begin += kScaleBlock) {
+      const std::int64_t end = std::min(begin + kScaleBlock, case_.width);
       double largest = 0.0;
       for (std::int64_t c = begin; c < end; ++c)
         largest = std::max(largest, std::abs(want[static_cast<std::size_t>(c)]));

@@ -167,6 +167,62 @@ TEST(Float8, ScalesAreAtLeastTheSmallest) {
   EXPECT_TRUE(std::isnan(e4m3_scale(std::nanf(""))));
 }
 
+bool is_power_of_two(float value) {
+  int exponent = 0;
+  return std::frexp(value, &exponent) == 0.5f;
+}
+
+TEST(Float8, RootPowersAreNextToTheRoot) {
+  for (int exponent = -97; exponent < 97; ++exponent) {
+    for (const float mantissa : {1.0f, 1.3f, std::nextafter(2.0f, 0.0f)}) {
+      const float mean_square = std::ldexp(mantissa, exponent);
+      const float power = root_power(mean_square);
+      EXPECT_TRUE(is_power_of_two(power)) << mean_square;
+      const double ratio = static_cast<double>(mean_square) / power / power;
+      EXPECT_GE(ratio, 0.5) << mean_square;
+      EXPECT_LT(ratio, 2.0) << mean_square;
+    }
+  }
+}
+
+TEST(Float8, RootPowersAreBounded) {
+  const float largest = std::numeric_limits<float>::max();
+  for (const float small : {0.0f, std::numeric_limits<float>::denorm_min(), 1e-40f, std::nextafter(0x1p-97f, 0.0f)}) {
+    EXPECT_EQ(root_power(small), 0x1p-48f) << small;
+  }
+  for (const float large : {0x1p97f, largest, kInfinity, std::nanf(""), -std::nanf("")}) {
+    EXPECT_EQ(root_power(large), 0x1p48f) << large;
+  }
+}
+
+TEST(Float8, NormCodeScalesAreFourTimesThePowerOfTwoAboveGamma) {
+  for (int exponent = -39; exponent < 40; ++exponent) {
+    const float power = std::ldexp(1.0f, exponent);
+    EXPECT_EQ(norm_code_scale(power), 0.5f * power);
+    EXPECT_EQ(norm_code_scale(std::nextafter(power, 0.0f)), 0.5f * power);
+    EXPECT_EQ(norm_code_scale(std::nextafter(power, kInfinity)), power);
+    EXPECT_EQ(norm_code_scale(1.5f * power), power);
+  }
+  for (const float small : {0.0f, 1e-42f, 0x1p-41f, 0x1p-40f, std::nanf(""), -1.0f}) {
+    EXPECT_EQ(norm_code_scale(small), 0x1p-41f) << small;
+  }
+  for (const float large : {0x1p40f, 0x1p41f, std::numeric_limits<float>::max(), kInfinity}) {
+    EXPECT_EQ(norm_code_scale(large), 0x1p39f) << large;
+  }
+}
+
+// Products with 1 / s stand for divisions by s.
+TEST(Float8, ReciprocalsOfNormScalesAreExact) {
+  for (const float mean_square : {0.0f, 1.0f, kInfinity}) {
+    for (const float gamma : {0.0f, 1.0f, kInfinity}) {
+      const float scale = root_power(mean_square) * norm_code_scale(gamma);
+      EXPECT_TRUE(is_power_of_two(scale));
+      EXPECT_TRUE(is_power_of_two(1.0f / scale));
+      EXPECT_EQ(scale * (1.0f / scale), 1.0f);
+    }
+  }
+}
+
 class QuantizeWeight : public testing::TestWithParam<DType> {};
 
 TEST_P(QuantizeWeight, ChannelsAndBlocksFollowTheFormula) {

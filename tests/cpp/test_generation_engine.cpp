@@ -137,6 +137,35 @@ class AligningBackend final : public cpu::CpuBackend {
   }
 };
 
+// Takes a product and the norm behind it for one op, as a GPU does, and says that scales overflow if told to. Its norms
+// are not left pending in truth.
+class CarryingBackend final : public cpu::CpuBackend {
+ public:
+  CarryingBackend(int threads, bool overflows, int& calls)
+      : CpuBackend(threads), workspace_(device().allocate(kWorkspace)), overflows_(overflows), calls_(calls) {}
+  bool reads_pending_norm(const LinearWeight&, std::int64_t) const override { return true; }
+  bool fuses_linear_norm(const LinearNormParams& params) const override {
+    return params.norm.quantized.pending.squares != nullptr && params.previous.pending.squares != nullptr;
+  }
+  void linear_norm(Stream& stream, const LinearNormParams& params) override {
+    ++calls_;
+    // Three norms are in use at a time: that before, this one, and the one behind it.
+    EXPECT_NE(params.norm.quantized.scales, params.previous.scales);
+    EXPECT_NE(params.norm.quantized.pending.squares, params.previous.pending.squares);
+    EXPECT_EQ(params.norm.quantized.pending.squares, params.previous.pending.next_squares);
+    EXPECT_EQ(params.product.residual.data, params.norm.x.data);
+    linear(stream, params.product, {workspace_->data(), kWorkspace});
+    rms_norm(stream, params.norm);
+    if (overflows_) stream.fill(params.overflowed, 1, sizeof(std::int32_t));
+  }
+
+ private:
+  static constexpr std::size_t kWorkspace = std::size_t{1} << 20;
+  std::unique_ptr<Buffer> workspace_;
+  bool overflows_;
+  int& calls_;
+};
+
 class EveryPrecision : public testing::TestWithParam<std::tuple<std::string, bool>> {};
 
 TEST_P(EveryPrecision, RecordedDirectPoisonedAndRepeatedRunsAgreeToTheBit) {
@@ -315,6 +344,34 @@ TEST(GenerationEngine, TheAlignmentOfExpertsChangesNothing) {
       plain->run(requests.batch(), want);
       aligned->run(requests.batch(), got);
       expect_same(want, got);
+    }
+  }
+}
+
+// Norms that come with products change nothing but who makes them; where a scale overflows, they are done without.
+TEST(GenerationEngine, ASearchWhoseScalesOverflowIsRepeated) {
+  if (test::test_device() != test::TestDevice::kCpu) GTEST_SKIP() << "needs a backend of its own";
+  const Requests requests(6);
+  for (const bool moe : {false, true}) {
+    BatchResult plain;
+    const auto engine = tiny_engine("fp8", moe);
+    set_catalogue(*engine);
+    engine->run(requests.batch(), plain);
+    EXPECT_FALSE(plain.repeated);
+    for (const bool overflows : {false, true}) {
+      int calls = 0;
+      const auto carrying = tiny_engine(std::make_unique<CarryingBackend>(2, overflows, calls), "fp8", moe);
+      set_catalogue(*carrying);
+      for (const bool directly : {false, true}) {
+        BatchResult result;
+        directly ? carrying->run_directly(requests.batch(), result, nullptr) : carrying->run(requests.batch(), result);
+        expect_same(result, plain);
+        EXPECT_EQ(result.repeated, overflows);
+      }
+      // Per step, of layers 1 and 2: dense ones have three products that add to the stream, of which the last one of
+      // all has a norm that is not coded; mixtures one whose norm has a single reader.
+      const int steps = 3 * 2;  // recorded, then run directly
+      EXPECT_EQ(calls, moe ? steps * 2 : steps * 5);
     }
   }
 }

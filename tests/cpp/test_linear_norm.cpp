@@ -1,4 +1,4 @@
-// linear_norm, and the products that read its codes: of inputs with a scale per block, normalised or still to be.
+// Norms that are left pending: how products make their codes, and what products make of them.
 #include "ops/linear_norm.h"
 
 #include <gtest/gtest.h>
@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
 #include "core/error.h"
 #include "ops/linear_swiglu.h"
+#include "support/dense_kernels.h"
 #include "support/oracle.h"
 #include "support/runner.h"
 #include "support/weights.h"
@@ -19,53 +21,64 @@ namespace onerec::test {
 namespace {
 
 constexpr float kEps = 1e-5f;
+constexpr double kSquareParts = 4294967296.0;  // 2^32
 
-// Codes with scales per block in the layout of a pass, and the sums of squares that may come with them.
-struct Blocks {
+// Codes per row with what a norm leaves pending.
+struct Pending {
   TestOperand operand;
-  TestArray<float> square_sums;
+  TestArray<std::uint64_t> squares, next_squares;
+  float gamma_magnitude;
 
-  Blocks(std::int64_t rows, std::int64_t cols, std::int64_t padding = 0)
-      : operand(ScaleKind::kPerBlock, rows, cols, padding, scale_stride_for(rows) - rows),
-        square_sums(operand.scale_stride * scale_blocks(cols)) {}
+  Pending(std::int64_t rows, std::int64_t cols, float gamma_magnitude_, std::int64_t padding = 0)
+      : operand(ScaleKind::kPerRow, rows, cols, padding),
+        squares(rows),
+        next_squares(rows),
+        gamma_magnitude(gamma_magnitude_) {}
 
-  Operand view(bool with_squares) const {
+  Operand view() const {
     Operand view = operand.view();
-    if (!with_squares) return view;
-    view.square_sums = square_sums.get();
-    view.eps = kEps;
+    view.pending = {.squares = squares.get(),
+                    .next_squares = next_squares.get(),
+                    .width = operand.codes.cols(),
+                    .unit = 1.0f / norm_code_scale(gamma_magnitude),
+                    .eps = kEps};
     return view;
   }
 
-  void fill(Random& random) {
-    operand.fill_random(random);
-    for (float& sum : square_sums) sum = 1.0f + 100.0f * std::abs(normal(random));
+  // In units of which a row's squares are counted.
+  double root(std::int64_t r) const { return operand.scales[r] / norm_code_scale(gamma_magnitude); }
+  double mean_square(std::int64_t r) const {
+    const double sum = static_cast<double>(squares[r]) / kSquareParts * root(r) * root(r);
+    return sum / static_cast<double>(operand.codes.cols());
   }
-
-  // What a row is still to be multiplied by.
-  double row_factor(std::int64_t r) const {
-    double sum = 0.0;
-    const std::int64_t cols = operand.codes.cols();
-    for (std::int64_t b = 0; b < scale_blocks(cols); ++b) sum += square_sums[b * operand.scale_stride + r];
-    return 1.0 / std::sqrt(sum / static_cast<double>(cols) + kEps);
-  }
-
-  double value(std::int64_t r, std::int64_t c) const {
-    return static_cast<double>(operand.codes.get(r, c)) * operand.scale(r, c);
-  }
+  double row_scale(std::int64_t r) const { return operand.scales[r] / std::sqrt(mean_square(r) + kEps); }
+  std::vector<GuardedBuffer*> buffers() { return {&operand.codes, &operand.scales, &squares, &next_squares}; }
 };
 
-Dot dot(const Blocks& x, std::int64_t row, double factor, const TestWeight& weight, std::int64_t n,
-        std::int64_t inputs) {
-  Dot result;
-  double magnitude = 0.0;
-  for (std::int64_t k = 0; k < inputs; ++k) {
-    const double product = factor * x.value(row, k) * weight.value(0, n, k);
-    result.sum += product;
-    magnitude += std::abs(product);
+float magnitude_of(const TestArray<float>& gamma) {
+  float largest = 0.0f;
+  for (const float value : gamma) largest = std::max(largest, std::abs(value));
+  return largest;
+}
+
+double mean_square_of(const TestMatrix& x, std::int64_t r) {
+  double sum = 0.0;
+  for (std::int64_t c = 0; c < x.cols(); ++c) sum += static_cast<double>(x.get(r, c)) * x.get(r, c);
+  return sum / static_cast<double>(x.cols());
+}
+
+// The codes are those of gamma * x, by the scales that are there, and the squares are x's.
+void expect_codes(const Pending& got, const TestMatrix& x, const TestArray<float>& gamma, std::int64_t r) {
+  const float inverse = 1.0f / got.operand.scales[r];
+  int exponent = 0;
+  ASSERT_EQ(std::frexp(got.operand.scales[r], &exponent), 0.5f) << "the scale of row " << r << " is no power of two";
+  for (std::int64_t c = 0; c < x.cols(); ++c) {
+    ASSERT_EQ(got.operand.codes.get(r, c), from_e4m3(to_e4m3(x.get(r, c) * gamma[c] * inverse)))
+        << "code (" << r << ", " << c << ")";
   }
-  result.slack = dot_slack(DType::kE4M3, magnitude);
-  return result;
+  const double want = mean_square_of(x, r);
+  ASSERT_NEAR(got.mean_square(r), want, 2e-6 * want) << "squares of row " << r;
+  ASSERT_EQ(got.next_squares[r], 0u);
 }
 
 struct Shape {
@@ -73,317 +86,334 @@ struct Shape {
   std::int64_t live;  // -1: no count
   std::int64_t inputs;
   std::int64_t outputs;
-  bool squares = false;  // rows are still to be normalised
   bool bias = false;
-  bool residual = false;
+  bool pending = false;  // the norm of x
   std::int64_t padding = 0;
 };
 
 std::string name(const Shape& s) {
-  return concat(s.rows, " (", s.live, " live) x ", s.inputs, " -> ", s.outputs, s.squares ? " squares" : "",
-                s.bias ? " bias" : "", s.residual ? " residual" : "");
+  return concat(s.rows, " (", s.live, " live) x ", s.inputs, " -> ", s.outputs, s.bias ? " bias" : "",
+                s.pending ? " pending" : "");
 }
 
-// Of the rows that a fast kernel leaves to the reader: only devices that have one read them.
-bool reads_squares() { return test_device() == TestDevice::kCuda; }
-
-void check_linear(const Shape& s) {
-  SCOPED_TRACE(name(s));
-  Random random(3);
-  Runner runner;
-  const TestWeight weight(runner.backend(), random, WeightFormat::kFp8Channel, DType::kE4M3, 1, s.outputs, s.inputs);
-  Blocks x(s.rows, s.inputs, s.padding);
-  x.fill(random);
-  const TestArray<float> bias = random_floats(random, s.outputs);
-  TestMatrix y = random_matrix(random, DType::kBF16, s.rows, s.outputs, 2.0f, s.padding);
-  TestMatrix before(DType::kBF16, s.rows, s.outputs, s.padding);
-  before.restore(y.snapshot());
-  const TestArray<std::int32_t> count({static_cast<std::int32_t>(s.live)});
-  runner.run(
-      [&](OpContext& context) {
-        linear(context, {.x = x.view(s.squares),
-                         .weight = weight.packed(),
-                         .bias = s.bias ? bias.get() : nullptr,
-                         .residual = s.residual ? ConstMatrix(y.view()) : ConstMatrix{},
-                         .y = y.view(),
-                         .rows = {s.rows, s.live < 0 ? nullptr : count.get()}});
-      },
-      {&y});
-  for (std::int64_t r = 0; r < (s.live < 0 ? s.rows : s.live); ++r) {
-    for (std::int64_t n = 0; n < s.outputs; ++n) {
-      Dot sum = dot(x, r, s.squares ? x.row_factor(r) : 1.0, weight, n, s.inputs);
-      const double want = sum.sum + (s.bias ? bias[n] : 0.0) + (s.residual ? before.get(r, n) : 0.0);
-      sum.slack += 4 * rounding_error(DType::kF32, std::abs(want) + std::abs(sum.sum) + 4.0);
-      expect_close(DType::kBF16, y.get(r, n), want, sum.slack, "y", r, n);
-      if (testing::Test::HasFatalFailure()) return;
-    }
-  }
-}
-
-// Tiles of 64 and of 128 rows, whole and partial ones of rows, columns and K.
-TEST(LinearBlocks, Shapes) {
-  if (test_device() == TestDevice::kSimt) GTEST_SKIP() << "test_linear has the kernels of this device";
-  for (const bool squares : {false, true}) {
-    if (squares && !reads_squares()) continue;
-    for (const bool residual : {false, true}) {
-      check_linear({130, -1, 256, 128, squares, true, residual});
-      check_linear({200, 131, 640, 224, squares, false, residual, 16});
-      check_linear({65, 3, 400, 2080, squares, true, residual});
-      check_linear({1100, 1050, 272, 1824, squares, false, residual});
-      check_linear({2, -1, 1792, 96, squares, true, residual});
-      check_linear({64, 0, 128, 128, squares, true, residual});
-      if (testing::Test::HasFatalFailure()) return;
-    }
-  }
-}
-
-// A NaN, an infinity or the least scale stays in its row.
-TEST(LinearBlocks, RowsKeepTheirScales) {
-  if (test_device() == TestDevice::kSimt) GTEST_SKIP() << "test_linear has the kernels of this device";
-  Random random(4);
-  Runner runner;
-  const TestWeight weight(runner.backend(), random, WeightFormat::kFp8Channel, DType::kE4M3, 1, 128, 512);
-  Blocks x(160, 512);
-  x.fill(random);
-  Operand view = x.view(false);
-  view.scales[view.scale_stride + 7] = std::numeric_limits<float>::quiet_NaN();
-  for (int b = 0; b < 4; ++b) view.scales[b * view.scale_stride + 9] = 1e-12f;
-  view.scales[2 * view.scale_stride + 11] = 1e-12f;
-  TestMatrix y(DType::kBF16, 160, 128);
-  runner.run(
-      [&](OpContext& context) {
-        linear(context, {.x = view, .weight = weight.packed(), .y = y.view(), .rows = {160}});
-      },
-      {&y});
-  for (std::int64_t r = 0; r < 160; ++r) {
-    for (std::int64_t n = 0; n < 128; ++n) {
-      if (r == 7) {
-        ASSERT_TRUE(std::isnan(y.get(r, n)));
-        continue;
-      }
-      const Dot sum = dot(x, r, 1.0, weight, n, 512);
-      expect_close(DType::kBF16, y.get(r, n), sum.sum, sum.slack, "y", r, n);
-    }
-  }
-}
-
+// A product that adds to h, whose norm before and behind it is pending.
 struct Problem {
   Shape shape;
   Random random{5};
   TestWeight weight;
-  Blocks x;
+  Pending x;
   TestArray<float> bias, gamma;
-  TestMatrix h;
-  Blocks codes;
-  TestArray<std::int32_t> count;
+  TestMatrix h, before;
+  Pending previous, norm;
+  TestArray<std::int32_t> count, overflowed;
 
   Problem(Backend& backend, const Shape& s)
       : shape(s),
         weight(backend, random, WeightFormat::kFp8Channel, DType::kE4M3, 1, s.outputs, s.inputs),
-        x(s.rows, s.inputs, s.padding),
+        x(s.rows, s.inputs, 0x1p-9f, s.padding),
         bias(random_floats(random, s.outputs)),
         gamma(random_floats(random, s.outputs)),
         h(random_matrix(random, DType::kBF16, s.rows, s.outputs, 2.0f, s.padding)),
-        codes(s.rows, s.outputs, s.padding),
-        count({static_cast<std::int32_t>(s.live)}) {
-    x.fill(random);
+        before(DType::kBF16, s.rows, s.outputs, s.padding),
+        previous(s.rows, s.outputs, 0.3f),
+        norm(s.rows, s.outputs, magnitude_of(gamma), s.padding),
+        count({static_cast<std::int32_t>(s.live)}),
+        overflowed({0}) {
+    x.operand.fill_random(random);
+    // Rows of very different sizes.
+    for (std::int64_t r = 0; r < s.rows; ++r) {
+      for (std::int64_t c = 0; c < s.outputs; ++c) h.set(r, c, h.get(r, c) * std::ldexp(1.0f, static_cast<int>(r % 7)));
+      set_squares(previous, r, mean_square_of(h, r));
+      set_squares(x, r, 1.0 + 0.01 * static_cast<double>(r % 50));
+      norm.squares[r] = 0;
+    }
+    before.restore(h.snapshot());
   }
 
-  LinearNormParams params(const LinearWeight* reader) const {
-    const Extent rows{shape.rows, shape.live < 0 ? nullptr : count.get()};
-    return {.product = {.x = x.view(shape.squares),
-                        .weight = weight.packed(),
-                        .bias = shape.bias ? bias.get() : nullptr,
-                        .residual = h.view(),
-                        .y = h.view(),
-                        .rows = rows},
+  static void set_squares(Pending& of, std::int64_t r, double mean_square) {
+    const float root = root_power(static_cast<float>(mean_square));
+    of.operand.scales[r] = root * norm_code_scale(of.gamma_magnitude);
+    const double parts = mean_square / root / root * static_cast<double>(of.operand.codes.cols()) * kSquareParts;
+    of.squares[r] = static_cast<std::uint64_t>(parts);
+  }
+
+  Extent rows() const { return {shape.rows, shape.live < 0 ? nullptr : count.get()}; }
+  std::int64_t live() const { return shape.live < 0 ? shape.rows : shape.live; }
+  double x_scale(std::int64_t r) const { return shape.pending ? x.row_scale(r) : x.operand.scales[r]; }
+
+  LinearParams product() const {
+    return {.x = shape.pending ? x.view() : x.operand.view(),
+            .weight = weight.packed(),
+            .bias = shape.bias ? bias.get() : nullptr,
+            .residual = h.view(),
+            .y = h.view(),
+            .rows = rows()};
+  }
+  LinearNormParams params() const {
+    return {.product = product(),
             .norm = {.x = h.view(),
                      .gamma = gamma.get(),
                      .width = shape.outputs,
                      .eps = kEps,
-                     .quantized = codes.view(true),
-                     .rows = rows},
-            .reader = reader};
+                     .gamma_magnitude = norm.gamma_magnitude,
+                     .quantized = norm.view(),
+                     .rows = rows()},
+            .previous = previous.view(),
+            .overflowed = overflowed.get()};
+  }
+
+  void expect_product(std::int64_t r, std::int64_t n) const {
+    Dot sum;
+    double magnitude = 0.0;
+    for (std::int64_t k = 0; k < shape.inputs; ++k) {
+      const double product = x_scale(r) * x.operand.codes.get(r, k) * weight.value(0, n, k);
+      sum.sum += product;
+      magnitude += std::abs(product);
+    }
+    sum.slack = dot_slack(DType::kE4M3, magnitude);
+    const double want = sum.sum + (shape.bias ? bias[n] : 0.0) + before.get(r, n);
+    sum.slack += 4 * rounding_error(DType::kF32, std::abs(want) + std::abs(sum.sum) + 4.0);
+    expect_close(DType::kBF16, h.get(r, n), want, sum.slack, "h", r, n);
   }
 };
 
-// h as linear() makes it, and codes of its norm, whole or but for a factor of each row.
-void check_norm(const Shape& s, bool wants_one_kernel) {
-  SCOPED_TRACE(name(s));
+constexpr Shape kShapes[] = {
+    {130, -1, 256, 128, true, false},     {300, 131, 640, 224, false, true, 16},    {512, -1, 1920, 480, true, true},
+    {1100, 1050, 272, 1824, false, true}, {512, -1, 1792, 1792, false, true},       {200, 0, 128, 128, true, true},
+    {384, 200, 3600, 224, true, true},    {2500, 2111, 400, 160, false, false, 16},
+};
+
+// Of a row every so many outputs are compared, other ones in the next row.
+constexpr std::int64_t kCheckedStep = 13;
+
+void check_kernel(const DenseKernel& kernel, const Shape& s, int blocks) {
+  SCOPED_TRACE(concat(kernel.name, ": ", name(s), " on ", blocks, " blocks"));
   Runner runner;
   Problem problem(runner.backend(), s);
-  const TestWeight reader(runner.backend(), problem.random, WeightFormat::kFp8Channel, DType::kE4M3, 1, 256, s.outputs);
-  const LinearNormParams params = problem.params(reader.packed());
-  const std::vector<unsigned char> before = problem.h.snapshot();
-  OpContext context{.backend = runner.backend(), .stream = runner.stream()};
-  const bool left = norm_left_to_reader(context, params);
-  EXPECT_EQ(left, wants_one_kernel && reads_squares());
+  std::vector<GuardedBuffer*> outputs = problem.norm.buffers();
+  outputs.push_back(&problem.h);
+  outputs.push_back(&problem.overflowed);
+  const LinearNormParams params = problem.params();
+  runner.run(
+      [&](OpContext& context) {
+        if (!context.measuring) run_kernel(context.stream, params, kernel, blocks);
+      },
+      outputs);
+  EXPECT_EQ(problem.overflowed[0], 0);
+  for (std::int64_t r = 0; r < problem.live(); ++r) {
+    expect_codes(problem.norm, problem.h, problem.gamma, r);
+    ASSERT_EQ(problem.norm.root(r), root_power(static_cast<float>(problem.previous.mean_square(r)))) << "row " << r;
+    for (std::int64_t n = r % kCheckedStep; n < s.outputs; n += kCheckedStep) problem.expect_product(r, n);
+    if (testing::Test::HasFatalFailure()) return;
+  }
+}
 
-  runner.run([&](OpContext& c) { linear_norm(c, params); },
-             {&problem.h, &problem.codes.operand.codes, &problem.codes.operand.scales, &problem.codes.square_sums});
-  const std::vector<unsigned char> at_once = problem.h.snapshot();
-  problem.h.restore(before);
-  runner.run_once([&](OpContext& c) { linear(c, params.product); });
-  ASSERT_TRUE(at_once == problem.h.snapshot()) << "h is not what linear() makes";
-
-  const std::int64_t live = s.live < 0 ? s.rows : s.live;
-  for (std::int64_t r = 0; r < live; ++r) {
-    double total = 0.0;
-    for (std::int64_t c = 0; c < s.outputs; ++c)
-      total += static_cast<double>(problem.h.get(r, c)) * problem.h.get(r, c);
-    const double factor = 1.0 / std::sqrt(total / static_cast<double>(s.outputs) + kEps);
-    if (left) {
-      ASSERT_NEAR(problem.codes.row_factor(r), factor, 1e-5 * factor);
+TEST(LinearNorm, Kernels) {
+  const std::vector<DenseKernel> kernels = dense_norm_kernels();
+  if (kernels.empty()) GTEST_SKIP() << "this device has no tensor cores";
+  for (const DenseKernel& kernel : kernels) {
+    for (const Shape& s : kShapes) {
+      for (const int blocks : {4, 132}) check_kernel(kernel, s, blocks);
+      if (testing::Test::HasFailure()) return;
     }
-    for (std::int64_t begin = 0; begin < s.outputs; begin += kScaleBlock) {
-      const std::int64_t end = std::min(begin + kScaleBlock, s.outputs);
-      const auto want = [&](std::int64_t c) {
-        return static_cast<double>(problem.h.get(r, c)) * problem.gamma[c] * (left ? 1.0 : factor);
-      };
-      double largest = 0.0;
-      for (std::int64_t c = begin; c < end; ++c) largest = std::max(largest, std::abs(want(c)));
-      const double scale = std::max(largest / 448.0, 1e-12);
-      ASSERT_NEAR(problem.codes.operand.scale(r, begin), scale, 4e-6 * scale) << r;
-      for (std::int64_t c = begin; c < end; ++c) {
-        const double value = want(c) / scale;
-        expect_close(DType::kE4M3, problem.codes.operand.codes.get(r, c), value, std::ldexp(std::abs(value), -18),
-                     "a code", r, c);
+  }
+}
+
+// The op takes the kernel where the norm is to be left pending, and does the same.
+TEST(LinearNorm, IsOneKernelOfPendingNorms) {
+  Runner runner;
+  const bool fast = test_device() == TestDevice::kCuda;
+  for (const std::int64_t inputs : {1792, 7168}) {
+    Problem problem(runner.backend(), {at_most_on_simt(512, 8), -1, at_most_on_simt(inputs, 256), 1792, false, fast});
+    LinearNormParams params = problem.params();
+    const OpContext context{.backend = runner.backend(), .stream = runner.stream()};
+    const LinearWeight& weight = *problem.weight.packed();
+    EXPECT_EQ(runner.backend().reads_pending_norm(weight, 512), fast);
+    EXPECT_FALSE(runner.backend().reads_pending_norm(weight, 4));
+    EXPECT_FALSE(runner.backend().reads_pending_norm(weight, 16384));
+    ASSERT_EQ(norm_comes_with(context, params), fast);
+    params.norm.quantized.pending = {};
+    EXPECT_FALSE(norm_comes_with(context, params));
+    if (!fast) continue;
+    runner.run_once([&](OpContext& c) { linear_norm(c, problem.params()); });
+    for (std::int64_t r = 0; r < problem.live(); ++r) expect_codes(problem.norm, problem.h, problem.gamma, r);
+  }
+}
+
+// Else it is linear() and rms_norm().
+TEST(LinearNorm, IsItsPartsOtherwise) {
+  Runner runner;
+  Problem problem(runner.backend(), {40, 33, 256, 128, true, false, 16});
+  LinearNormParams params = problem.params();
+  params.norm.quantized.pending = {};
+  params.previous = {};
+  runner.run([&](OpContext& context) { linear_norm(context, params); },
+             {&problem.h, &problem.norm.operand.codes, &problem.norm.operand.scales});
+  const std::vector<unsigned char> h = problem.h.snapshot();
+  const std::vector<unsigned char> codes = problem.norm.operand.codes.snapshot();
+  problem.h.restore(problem.before.snapshot());
+  problem.norm.operand.codes.poison();
+  runner.run_once([&](OpContext& context) { linear(context, params.product); });
+  runner.run_once([&](OpContext& context) { rms_norm(context, params.norm); });
+  EXPECT_TRUE(h == problem.h.snapshot());
+  EXPECT_TRUE(codes == problem.norm.operand.codes.snapshot());
+}
+
+// rms_norm itself can leave a norm pending: the same codes, and the factor that is missing from the scale.
+TEST(LinearNorm, RmsNormLeavesItPending) {
+  if (test_device() == TestDevice::kCpu) GTEST_SKIP() << "no product of this device reads it";
+  Runner runner;
+  Random random(6);
+  const std::int64_t live = 21;
+  const TestArray<std::int32_t> count({static_cast<std::int32_t>(live)});
+  for (const std::int64_t cols : {128, 640, 1792, 2048 + 16}) {
+    const TestMatrix x = random_matrix(random, DType::kBF16, 23, cols, 5.0f, 8);
+    const TestArray<float> gamma = random_floats(random, cols);
+    Pending pending(23, cols, magnitude_of(gamma), 16);
+    TestOperand whole(ScaleKind::kPerRow, 23, cols, 16);
+    RmsNormParams params{.x = x.view(),
+                         .gamma = gamma.get(),
+                         .width = cols,
+                         .eps = kEps,
+                         .gamma_magnitude = pending.gamma_magnitude,
+                         .quantized = pending.view(),
+                         .rows = {23, count.get()}};
+    runner.run([&](OpContext& context) { rms_norm(context, params); }, pending.buffers());
+    params.quantized = whole.view();
+    runner.run_once([&](OpContext& context) { rms_norm(context, params); });
+    for (std::int64_t r = 0; r < live; ++r) {
+      expect_codes(pending, x, gamma, r);
+      for (std::int64_t c = 0; c < cols; ++c) {
+        ASSERT_EQ(pending.operand.codes.get(r, c), whole.codes.get(r, c)) << r << ", " << c;
+      }
+      ASSERT_NEAR(pending.row_scale(r), whole.scales[r], 2e-6 * whole.scales[r]);
+    }
+  }
+}
+
+// Rows with a NaN or an infinity, or whose squares overflow, have no scale.
+TEST(LinearNorm, RmsNormLeavesNothingOfRowsThatAreNotFinite) {
+  if (test_device() == TestDevice::kCpu) GTEST_SKIP() << "no product of this device reads it";
+  Runner runner;
+  Random random(7);
+  TestMatrix x = random_matrix(random, DType::kBF16, 4, 256);
+  x.set(0, 200, std::nanf(""));
+  x.set(1, 7, -std::numeric_limits<float>::infinity());
+  for (std::int64_t c = 0; c < 256; ++c) x.set(2, c, 1e20f);
+  const TestArray<float> gamma = random_floats(random, 256);
+  Pending pending(4, 256, magnitude_of(gamma));
+  runner.run_once([&](OpContext& context) {
+    rms_norm(context, {.x = x.view(),
+                       .gamma = gamma.get(),
+                       .width = 256,
+                       .eps = kEps,
+                       .gamma_magnitude = pending.gamma_magnitude,
+                       .quantized = pending.view(),
+                       .rows = {4}});
+  });
+  for (std::int64_t r = 0; r < 3; ++r) EXPECT_TRUE(std::isnan(pending.operand.scales[r])) << r;
+  expect_codes(pending, x, gamma, 3);
+}
+
+// Every kernel that reads pending rows makes what it makes of the same codes with whole scales.
+TEST(PendingNorm, IsReadByProducts) {
+  const std::vector<DenseKernel> kernels = dense_pending_kernels();
+  if (kernels.empty()) GTEST_SKIP() << "this device has no tensor cores";
+  Runner runner;
+  for (const DenseKernel& kernel : kernels) {
+    for (const Shape& s : kShapes) {
+      SCOPED_TRACE(concat(kernel.name, ": ", name(s)));
+      Shape shape = s;
+      shape.pending = true;
+      Problem problem(runner.backend(), shape);
+      LinearParams params = problem.product();
+      params.residual = {};
+      runner.run_once([&](OpContext& c) {
+        if (!c.measuring) run_kernel(c.stream, params, kernel, 132);
+      });
+      for (std::int64_t r = 0; r < problem.live(); ++r) {
+        for (std::int64_t n = r % kCheckedStep; n < s.outputs; n += kCheckedStep) {
+          problem.before.set(r, n, 0.0f);
+          problem.expect_product(r, n);
+        }
         if (testing::Test::HasFatalFailure()) return;
       }
     }
   }
+}
 
-  // Who reads them makes the norm of them.
-  TestMatrix out(DType::kBF16, s.rows, 256);
-  runner.run_once([&](OpContext& c) {
-    linear(c, {.x = problem.codes.view(left), .weight = reader.packed(), .y = out.view(), .rows = params.norm.rows});
-  });
-  for (std::int64_t r = 0; r < live; ++r) {
-    const double factor = left ? problem.codes.row_factor(r) : 1.0;
-    for (std::int64_t n = 0; n < 256; ++n) {
-      const Dot sum = dot(problem.codes, r, factor, reader, n, s.outputs);
-      expect_close(DType::kBF16, out.get(r, n), sum.sum, sum.slack, "the reader's y", r, n);
-      if (testing::Test::HasFatalFailure()) return;
+TEST(PendingNorm, IsReadByProductsWithSwiglu) {
+  const std::vector<DenseKernel> kernels = dense_swiglu_kernels();
+  if (kernels.empty()) GTEST_SKIP() << "this device has no tensor cores";
+  Runner runner;
+  Random random(8);
+  const std::int64_t rows = 300;
+  const std::int64_t inputs = 640;
+  const std::int64_t width = 352;
+  const TestWeight weight(runner.backend(), random, WeightFormat::kFp8Channel, DType::kE4M3, 1, 2 * width, inputs);
+  Pending x(rows, inputs, 0x1p-9f);
+  x.operand.fill_random(random);
+  TestOperand whole(ScaleKind::kPerRow, rows, inputs);
+  whole.codes.restore(x.operand.codes.snapshot());
+  for (std::int64_t r = 0; r < rows; ++r) {
+    Problem::set_squares(x, r, 0.5 + 0.02 * static_cast<double>(r % 100));
+    whole.scales[r] = static_cast<float>(x.row_scale(r));
+  }
+  TestMatrix gate_up(DType::kBF16, rows, 2 * width);
+  TestMatrix hidden[2] = {{DType::kBF16, rows, width}, {DType::kBF16, rows, width}};
+  for (const DenseKernel& kernel : kernels) {
+    SCOPED_TRACE(kernel.name);
+    for (int i = 0; i < 2; ++i) {
+      const LinearSwigluParams params{.x = i == 0 ? x.view() : whole.view(),
+                                      .weight = weight.packed(),
+                                      .width = width,
+                                      .gate_up = gate_up.view(),
+                                      .y = hidden[i].view(),
+                                      .rows = {rows}};
+      runner.run_once([&](OpContext& c) {
+        if (!c.measuring) run_kernel(c.stream, params, hidden[i].view(), kernel, 132);
+      });
+    }
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < width; ++c) {
+        const double want = hidden[1].get(r, c);
+        // gate and up may each fall to their other BF16 neighbour.
+        ASSERT_NEAR(hidden[0].get(r, c), want, std::abs(want) * 0.03 + 1e-6) << r << ", " << c;
+      }
     }
   }
 }
 
-TEST(LinearNorm, Shapes) {
-  check_norm({5, 3, 144, 256}, true);
-  if (test_device() == TestDevice::kSimt) return;  // slow
-  check_norm({130, -1, 256, 128, false, true}, true);
-  check_norm({512, 500, 640, 640, reads_squares(), false, false, 16}, true);
-  check_norm({70, 0, 128, 384}, true);
-  check_norm({66, 65, 1792, 1792, false, true}, true);
-  check_norm({1, -1, 256, 256}, false);
-  check_norm({40, -1, 256, 192}, false);   // not whole blocks
-  check_norm({1040, 7, 128, 128}, false);  // many rows
+// A row that outgrows its scale is reported; one that only comes close is not.
+TEST(LinearNorm, ReportsRowsThatOutgrowTheirScale) {
+  if (test_device() != TestDevice::kCuda) GTEST_SKIP() << "a kernel of tensor cores";
+  Runner runner;
+  for (const bool outgrows : {false, true}) {
+    Problem problem(runner.backend(), {200, -1, 128, 128, false, false});
+    problem.gamma[64] = 0.5f * problem.norm.gamma_magnitude;
+    for (std::int64_t c = 0; c < 128; ++c) problem.h.set(77, c, 0.0f);
+    const double largest = 448.0 * problem.previous.root(77) * norm_code_scale(problem.norm.gamma_magnitude);
+    problem.h.set(77, 64, static_cast<float>(largest / problem.gamma[64] * (outgrows ? 1.05 : 0.95)));
+    for (float& scale : problem.x.operand.scales) scale = 1e-6f;
+    runner.run_once([&](OpContext& c) { linear_norm(c, problem.params()); });
+    EXPECT_EQ(problem.overflowed[0], outgrows ? 1 : 0);
+  }
 }
 
-TEST(LinearNorm, OneKernelForCodesAlone) {
+TEST(LinearNorm, RefusesNormsOfSomethingElse) {
   Runner runner;
-  Problem problem(runner.backend(), {64, -1, 128, 128});
-  const TestWeight reader(runner.backend(), problem.random, WeightFormat::kFp8Channel, DType::kE4M3, 1, 96, 128);
-  const auto fuses = [&](const auto& change) {
-    LinearNormParams params = problem.params(reader.packed());
-    change(params);
-    return runner.backend().fuses_linear_norm(params);
-  };
-  EXPECT_EQ(fuses([](LinearNormParams&) {}), reads_squares());
-  EXPECT_FALSE(fuses([](LinearNormParams& p) { p.reader = nullptr; }));
-  EXPECT_FALSE(fuses([](LinearNormParams& p) { p.norm.quantized.square_sums = nullptr; }));
-  EXPECT_FALSE(fuses([](LinearNormParams& p) { p.norm.quantized.scale_stride = 64; }));
-  TestMatrix y(DType::kBF16, 64, 128);
-  EXPECT_FALSE(fuses([&](LinearNormParams& p) { p.norm.y = y.view(); }));
-}
-
-TEST(LinearNorm, RefusesANormOfSomethingElse) {
-  Runner runner;
-  Problem problem(runner.backend(), {4, -1, 128, 128});
-  const auto refusal = [&](const auto& change) {
-    LinearNormParams params = problem.params(nullptr);
+  Problem problem(runner.backend(), {4, -1, 128, 128, false, false});
+  const auto refusal = [&](auto&& change) {
+    LinearNormParams params = problem.params();
+    params.norm.quantized.pending = {};
     change(params);
     return runner.refusal([&](OpContext& context) { linear_norm(context, params); });
   };
   EXPECT_EQ(refusal([](LinearNormParams&) {}), "");
-  EXPECT_NE(refusal([](LinearNormParams& p) { p.norm.x.cols = 64; }).find("does not read what is made"),
-            std::string::npos);
-  EXPECT_NE(refusal([](LinearNormParams& p) { p.norm.rows.capacity = 3; }).find("the same rows"), std::string::npos);
-}
-
-// Codes of silu(gate) * up with a scale per block, of inputs with one.
-void check_swiglu(const Shape& s) {
-  SCOPED_TRACE(name(s));
-  Random random(6);
-  Runner runner;
-  const std::int64_t width = s.outputs / 2;
-  const TestWeight weight(runner.backend(), random, WeightFormat::kFp8Channel, DType::kE4M3, 1, s.outputs, s.inputs);
-  Blocks x(s.rows, s.inputs, s.padding);
-  x.fill(random);
-  const TestArray<float> bias = random_floats(random, s.outputs);
-  TestMatrix gate_up(DType::kBF16, s.rows, s.outputs);
-  Blocks hidden(s.rows, width, s.padding);
-  const TestArray<std::int32_t> count({static_cast<std::int32_t>(s.live)});
-  runner.run(
-      [&](OpContext& context) {
-        linear_swiglu(context, {.x = x.view(s.squares),
-                                .weight = weight.packed(),
-                                .bias = s.bias ? bias.get() : nullptr,
-                                .width = width,
-                                .gate_up = gate_up.view(),
-                                .quantized = hidden.view(false),
-                                .rows = {s.rows, s.live < 0 ? nullptr : count.get()}});
-      },
-      {&hidden.operand.codes, &hidden.operand.scales});
-  const auto rounded_sum = [&](std::int64_t r, std::int64_t n, double& slack) {
-    const Dot sum = dot(x, r, s.squares ? x.row_factor(r) : 1.0, weight, n, s.inputs);
-    const double value = sum.sum + (s.bias ? bias[n] : 0.0);
-    slack = sum.slack + rounding_error(DType::kBF16, std::abs(value) + sum.slack);
-    return value;
-  };
-  for (std::int64_t r = 0; r < (s.live < 0 ? s.rows : s.live); ++r) {
-    for (std::int64_t begin = 0; begin < width; begin += kScaleBlock) {
-      const std::int64_t end = std::min(begin + kScaleBlock, width);
-      std::vector<double> want;
-      std::vector<double> slack;
-      double largest = 0.0;
-      double off = 0.0;
-      for (std::int64_t c = begin; c < end; ++c) {
-        double gate_slack = 0.0;
-        double up_slack = 0.0;
-        const double gate = rounded_sum(r, c, gate_slack);
-        const double up = rounded_sum(r, width + c, up_slack);
-        const double silu = gate / (1.0 + std::exp(-gate));
-        want.push_back(silu * up);
-        // silu's slope is at most 1.1; the product may be rounded to BF16, and be off by 2^-16 of its size.
-        slack.push_back(1.1 * gate_slack * (std::abs(up) + up_slack) + std::abs(silu) * up_slack +
-                        std::ldexp(std::abs(silu * up), -7));
-        if (std::abs(want.back()) > largest) {
-          largest = std::abs(want.back());
-        }
-        off = std::max(off, slack.back());
-      }
-      const double scale = hidden.operand.scale(r, begin);
-      ASSERT_NEAR(scale, std::max(largest / 448.0, 1e-12), off / 448.0 + 1e-6 * scale) << "row " << r;
-      for (std::int64_t c = begin; c < end; ++c) {
-        const auto i = static_cast<std::size_t>(c - begin);
-        expect_close(DType::kE4M3, hidden.operand.codes.get(r, c), want[i] / scale, slack[i] / scale, "a code", r, c);
-        if (testing::Test::HasFatalFailure()) return;
-      }
-    }
-  }
-}
-
-TEST(LinearBlocks, SwigluCodes) {
-  if (test_device() == TestDevice::kSimt) GTEST_SKIP() << "slow";
-  for (const bool squares : {false, true}) {
-    if (squares && !reads_squares()) continue;
-    check_swiglu({140, -1, 256, 512, squares, true});
-    check_swiglu({512, 300, 144, 768, squares, false, false, 16});
-    check_swiglu({640, -1, 400, 256, squares});
-    check_swiglu({9, 7, 256, 320, squares});
-    if (testing::Test::HasFatalFailure()) return;
-  }
+  EXPECT_NE(refusal([&](LinearNormParams& p) { p.norm.x.data = problem.before.data(); }), "");
+  EXPECT_NE(refusal([](LinearNormParams& p) { p.norm.rows.capacity = 3; }), "");
+  EXPECT_NE(refusal([](LinearNormParams& p) { p.norm.groups = 2; }), "");
+  EXPECT_NE(refusal([](LinearNormParams& p) { p.norm.quantized.values = p.product.x.values; }), "");
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "support/norm_codes.h"
 #include "support/oracle.h"
 #include "support/runner.h"
 #include "support/weights.h"
@@ -82,6 +83,7 @@ class Problem {
                               .gamma = gamma_.get(),
                               .width = case_.inputs,
                               .eps = 1e-5f,
+                              .gamma_magnitude = test::largest_magnitude(gamma_),
                               .y = values,
                               .quantized = codes,
                               .rows = rows()},

@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
+#include "support/norm_codes.h"
 #include "support/oracle.h"
 #include "support/runner.h"
 #include "support/tensors.h"
@@ -103,34 +105,30 @@ TEST(RmsNorm, InPlaceAndPartlyLive) {
   }
 }
 
-// The FP32 output is bit-exact but for the order of the sum of squares, and is what is quantised. On the CPU it does
-// not depend on the outputs that are asked for.
-TEST(RmsNorm, QuantisesTheUnroundedNorm) {
+// The FP32 output is bit-exact but for the order of the sum of squares, and is what codes per block are made from. On
+// the CPU it does not depend on the outputs that are asked for.
+TEST(RmsNorm, CodesPerBlockAreOfTheUnroundedNorm) {
   Random random(8);
   Runner runner;
   for (const DType in : {DType::kF32, DType::kBF16}) {
     for (const std::int64_t width : {1, 100, 128, 256, 300, 640, 4096, 5000}) {
-      for (const auto& [kind, padding] : {std::pair{ScaleKind::kPerRow, 5},
-                                          {ScaleKind::kPerRow, 8},
-                                          {ScaleKind::kPerBlock, 5},
-                                          {ScaleKind::kPerBlock, 8}}) {
+      for (const std::int64_t padding : {5, 8}) {
         const std::int64_t rows = test::at_most_on_simt(37, 5);
         const TestMatrix x = test::random_matrix(random, in, rows, width);
         const TestArray<float> gamma = test::random_floats(random, width);
         TestMatrix norm(DType::kF32, rows, width);
         TestMatrix y(DType::kBF16, rows, width);
-        TestOperand coded(kind, rows, width, padding, 2);
+        TestOperand coded(ScaleKind::kPerBlock, rows, width, padding, 2);
         RmsNormParams params{.x = x.view(), .gamma = gamma.get(), .width = width, .y = norm.view(), .rows = {rows}};
         runner.run_once([&](OpContext& context) { rms_norm(context, params); });
         params.y = y.view();
         params.quantized = coded.view();
         runner.run([&](OpContext& context) { rms_norm(context, params); }, {&y, &coded.codes, &coded.scales});
 
-        const std::int64_t group = kind == ScaleKind::kPerRow ? width : kScaleBlock;
         for (std::int64_t r = 0; r < rows; ++r) {
           const std::vector<unsigned char> codes = coded.codes.row_bytes(r);
-          for (std::int64_t begin = 0; begin < width; begin += group) {
-            const std::int64_t end = std::min(begin + group, width);
+          for (std::int64_t begin = 0; begin < width; begin += kScaleBlock) {
+            const std::int64_t end = std::min(begin + kScaleBlock, width);
             float amax = 0.0f;
             for (std::int64_t c = begin; c < end; ++c) amax = std::max(amax, std::abs(norm.get(r, c)));
             const float scale = std::max(amax / 448.0f, 1e-12f);
@@ -142,6 +140,127 @@ TEST(RmsNorm, QuantisesTheUnroundedNorm) {
             }
           }
         }
+      }
+    }
+  }
+}
+
+// [rows, width]: the rows cycle through these magnitudes.
+TestMatrix scaled_rows(Random& random, DType dtype, std::int64_t rows, std::int64_t width) {
+  constexpr float kMagnitudes[] = {1.0f, 1e-10f, 3.0f, 1e10f, 0.3f, 1e-14f, 1e14f};
+  TestMatrix x(dtype, rows, width);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < width; ++c) x.set(r, c, test::normal(random, kMagnitudes[r % std::size(kMagnitudes)]));
+  }
+  return x;
+}
+
+TEST(RmsNorm, CodesPerRowAreOfThePlainProducts) {
+  Random random(10);
+  Runner runner;
+  for (const DType in : {DType::kF32, DType::kBF16}) {
+    for (const std::int64_t width : {1, 100, 128, 256, 300, 640, 4096, 5000}) {
+      for (const std::int64_t padding : {5, 8}) {
+        for (const float gamma_magnitude : {0.02f, 1.0f, 30.0f}) {
+          const std::int64_t rows = test::at_most_on_simt(37, 7);
+          const TestMatrix x = scaled_rows(random, in, rows, width);
+          const TestArray<float> gamma = test::random_floats(random, width, gamma_magnitude);
+          TestMatrix y(DType::kBF16, rows, width);
+          TestOperand coded(ScaleKind::kPerRow, rows, width, padding, 2);
+          const RmsNormParams params{.x = x.view(),
+                                     .gamma = gamma.get(),
+                                     .width = width,
+                                     .eps = 1e-5f,
+                                     .gamma_magnitude = test::largest_magnitude(gamma),
+                                     .y = y.view(),
+                                     .quantized = coded.view(),
+                                     .rows = {rows}};
+          runner.run([&](OpContext& context) { rms_norm(context, params); }, {&y, &coded.codes, &coded.scales});
+          for (std::int64_t r = 0; r < rows; ++r) {
+            test::check_norm_codes(x, gamma, 1e-5f, coded, r);
+            if (HasFatalFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Rows with a value that stands out: it takes part in the scale through the mean square alone.
+TEST(RmsNorm, CodesPerRowStandForTheNorm) {
+  Random random(11);
+  Runner runner;
+  constexpr std::int64_t kRows = 6;
+  constexpr std::int64_t kWidth = 512;
+  TestMatrix x = test::random_matrix(random, DType::kBF16, kRows, kWidth);
+  for (std::int64_t r = 0; r < kRows; ++r) x.set(r, 17 * r, std::ldexp(1.0f, static_cast<int>(2 * r)));
+  const TestArray<float> gamma = test::random_floats(random, kWidth);
+  const float largest = test::largest_magnitude(gamma);
+  TestOperand coded(ScaleKind::kPerRow, kRows, kWidth);
+  runner.run_once([&](OpContext& context) {
+    rms_norm(context, {.x = x.view(),
+                       .gamma = gamma.get(),
+                       .width = kWidth,
+                       .gamma_magnitude = largest,
+                       .quantized = coded.view(),
+                       .rows = {kRows}});
+  });
+  for (std::int64_t r = 0; r < kRows; ++r) {
+    const double rstd = exact_rstd(x, r, 0, kWidth, 1e-6f);
+    const double scale = coded.scale(r, 0);
+    const double power = scale / rstd;
+    EXPECT_NEAR(std::log2(power), std::round(std::log2(power)), 2e-6) << r;
+    for (std::int64_t c = 0; c < kWidth; ++c) {
+      const double want = x.get(r, c) * rstd * gamma[c];
+      const double slack = std::ldexp(std::abs(want), -18);
+      test::expect_close(DType::kE4M3, coded.codes.get(r, c), want / scale, slack / scale, "a code", r, c);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// A row that is not finite, or whose squares are not, gives NaN by its scale. Others give numbers.
+TEST(RmsNorm, CodesPerRowOfExtremeRows) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  Random random(12);
+  Runner runner;
+  for (const DType in : {DType::kF32, DType::kBF16}) {
+    for (const std::int64_t width : {8, 300, 1792, 9216}) {
+      TestMatrix x = test::random_matrix(random, in, 9, width);
+      const std::int64_t last = width - 1;
+      x.set(0, last, std::nanf(""));
+      x.set(1, last, kInfinity);
+      x.set(2, 0, -kInfinity);
+      for (std::int64_t c = 0; c < width; ++c) {
+        x.set(3, c, 0.0f);
+        x.set(4, c, 1e20f * x.get(4, c));   // squares are infinite
+        x.set(5, c, 1e-20f * x.get(5, c));  // squares are below the normal numbers
+        x.set(6, c, 1e17f);                 // beyond the largest power
+        x.set(7, c, c == last ? 1.0f : 0.0f);
+      }
+      const TestArray<float> gamma = test::random_floats(random, width);
+      const float largest = test::largest_magnitude(gamma);
+      TestOperand coded(ScaleKind::kPerRow, 9, width, 8);
+      runner.run_once([&](OpContext& context) {
+        rms_norm(context, {.x = x.view(),
+                           .gamma = gamma.get(),
+                           .width = width,
+                           .eps = 1e-5f,
+                           .gamma_magnitude = largest,
+                           .quantized = coded.view(),
+                           .rows = {9}});
+      });
+      for (const std::int64_t r : {0, 1, 2, 4}) EXPECT_TRUE(std::isnan(coded.scale(r, 0))) << r << ", " << width;
+      EXPECT_TRUE(std::isnan(coded.codes.get(0, last)));
+      for (const std::int64_t r : {3, 6, 7, 8}) {
+        test::check_norm_codes(x, gamma, 1e-5f, coded, r);
+        if (HasFatalFailure()) return;
+      }
+      // All products are below half of the smallest code, whatever the machine makes of the squares.
+      for (const std::int64_t r : {3, 5}) {
+        const double scale = test::norm_code_power(0.0, largest) / std::sqrt(1e-5);
+        EXPECT_NEAR(coded.scale(r, 0), scale, 2e-6 * scale) << r << ", " << width;
+        for (std::int64_t c = 0; c < width; ++c) ASSERT_EQ(coded.codes.get(r, c), 0.0f) << r << ", " << c;
       }
     }
   }
@@ -162,7 +281,11 @@ TEST(RmsNorm, QuantisesInTwoWaysAtOnce) {
       TestMatrix y(in, rows, width), y_alone(in, rows, width);
       TestOperand by_row(ScaleKind::kPerRow, rows, width, padding), by_row_alone = by_row;
       TestOperand by_block(ScaleKind::kPerBlock, rows, width, padding, 2), by_block_alone = by_block;
-      RmsNormParams params{.x = x.view(), .gamma = gamma.get(), .width = width, .rows = {rows, live.get()}};
+      RmsNormParams params{.x = x.view(),
+                           .gamma = gamma.get(),
+                           .width = width,
+                           .gamma_magnitude = test::largest_magnitude(gamma),
+                           .rows = {rows, live.get()}};
       const auto issue = [&](OpContext& context) { rms_norm(context, params); };
       params.y = y_alone.view();
       runner.run_once(issue);
@@ -214,7 +337,12 @@ TEST(RmsNorm, RefusesWhatItCannotDo) {
   const TestArray<float> gamma = test::random_floats(random, 16);
   TestMatrix y(DType::kF32, 4, 16);
   TestOperand coded(ScaleKind::kPerRow, 4, 16);
-  const RmsNormParams good{.x = x.view(), .gamma = gamma.get(), .width = 16, .y = y.view(), .rows = {4}};
+  const RmsNormParams good{.x = x.view(),
+                           .gamma = gamma.get(),
+                           .width = 16,
+                           .gamma_magnitude = test::largest_magnitude(gamma),
+                           .y = y.view(),
+                           .rows = {4}};
   const auto refusal = [&](auto&& change) {
     RmsNormParams params = good;
     change(params);
@@ -242,6 +370,14 @@ TEST(RmsNorm, RefusesWhatItCannotDo) {
               p.quantized.scale_kind = ScaleKind::kNone;
             }),
             "");
+  for (const float magnitude : {-1.0f, std::nanf("")}) {
+    EXPECT_EQ(refusal([&](RmsNormParams& p) { p.gamma_magnitude = magnitude; }), "");
+    EXPECT_NE(refusal([&](RmsNormParams& p) {
+                p.gamma_magnitude = magnitude;
+                p.quantized = coded.view();
+              }).find("want the largest magnitude of gamma"),
+              std::string::npos);
+  }
   EXPECT_NE(refusal([&](RmsNormParams& p) { p.y = {x.data() + 4, DType::kF32, 4, 16, 16}; }), "");
   TestOperand blocks(ScaleKind::kPerBlock, 4, 16);
   EXPECT_EQ(refusal([&](RmsNormParams& p) {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 from plain_context import Token
-from plain_numbers import Array, Numbers
+from plain_numbers import Array, Normed, Numbers, code_scale
 
 from onerec_engine.config import CategoricalField, DenseField, OneRecV2Config
 
@@ -100,10 +100,10 @@ class Oracle:
     ) -> Array:
         name = f"model.layers.{layer}"
         group = layer * self.config.num_context_kv_layers // self.config.num_hidden_layers
-        x = self.norm(f"{name}.cross_attn_norm", h)
+        x = self.block_norm(f"{name}.cross_attn_norm", h)
         h = self.add(h, self.cross_attention(f"{name}.cross_attn", x, keys[group], values[group]))
-        h = self.add(h, self.self_attention(f"{name}.self_attn", self.norm(f"{name}.self_attn_norm", h), earlier))
-        x = self.norm(f"{name}.mlp_norm", h)
+        h = self.add(h, self.self_attention(f"{name}.self_attn", self.block_norm(f"{name}.self_attn_norm", h), earlier))
+        x = self.block_norm(f"{name}.mlp_norm", h)
         if self.config.is_moe_layer(layer):
             return self.add(h, self.mixture(f"{name}.mlp", x))
         return self.add(h, self.feed_forward(f"{name}.mlp", x))
@@ -111,7 +111,7 @@ class Oracle:
     def add(self, h: Array, branch: Array) -> Array:
         return self.numbers.round("residual", h + self.numbers.round("branch", branch))
 
-    def cross_attention(self, name: str, x: Array, keys: Array, values: Array) -> Array:
+    def cross_attention(self, name: str, x: Normed, keys: Array, values: Array) -> Array:
         c = self.config
         q = self.query(name, x)
         out = np.zeros((c.num_attention_heads, c.head_dim))
@@ -124,7 +124,7 @@ class Oracle:
             out[head] = self.numbers.round("cross_p", p) @ values[:, of] / total
         return self.linear(f"{name}.o_proj", out.ravel(), point="attended")
 
-    def self_attention(self, name: str, x: Array, earlier: list[tuple[Array, Array]]) -> Array:
+    def self_attention(self, name: str, x: Normed, earlier: list[tuple[Array, Array]]) -> Array:
         c = self.config
         q = self.query(name, x)
         k = self.heads(f"{name}.k_proj", x)
@@ -140,24 +140,24 @@ class Oracle:
                 out[head] += weight * value[of] / p.sum()
         return self.linear(f"{name}.o_proj", out.ravel(), point="attended")
 
-    def query(self, name: str, x: Array) -> Array:
+    def query(self, name: str, x: Normed) -> Array:
         q = self.heads(f"{name}.q_proj", x)
         return self.head_norm(f"{name}.q_norm", q) if self.config.qk_norm else q
 
-    def heads(self, name: str, x: Array) -> Array:
+    def heads(self, name: str, x: Normed) -> Array:
         return self.numbers.round("qkv", self.linear(name, x)).reshape(-1, self.config.head_dim)
 
     def head_norm(self, name: str, x: Array) -> Array:
         return np.array([self.numbers.round("qk_norm", self.norm(name, head)) for head in x])
 
-    def feed_forward(self, name: str, x: Array, *, expert: bool = False) -> Array:
+    def feed_forward(self, name: str, x: Normed, *, expert: bool = False) -> Array:
         gate = self.numbers.round("gate_up", self.linear(f"{name}.gate_proj", x, expert=expert))
         up = self.numbers.round("gate_up", self.linear(f"{name}.up_proj", x, expert=expert))
         return self.linear(f"{name}.down_proj", gate / (1 + np.exp(-gate)) * up, point="hidden", expert=expert)
 
-    def mixture(self, name: str, x: Array) -> Array:
+    def mixture(self, name: str, x: Normed) -> Array:
         c = self.config
-        logits = self.plain_linear(f"{name}.gate", self.numbers.round("router_input", x))
+        logits = self.plain_linear(f"{name}.gate", self.numbers.round("router_input", x.values))
         logits = self.numbers.round("router_logits", logits)
         scores = 1 / (1 + np.exp(-logits))
         if c.scoring_func == "softmax":
@@ -167,7 +167,7 @@ class Oracle:
         weights = scores[chosen]
         if c.norm_topk_prob:
             weights = weights / (weights.sum() + 1e-20)
-        total = np.zeros_like(x)
+        total = np.zeros_like(x.values)
         for e, weight in zip(chosen, weights * c.routed_scaling_factor, strict=True):
             y = self.numbers.round("expert_output", self.feed_forward(f"{name}.experts.{e}", x, expert=True))
             total = self.numbers.round("expert_sum", total + weight * y)
@@ -184,7 +184,11 @@ class Oracle:
         gamma = self.numbers.round("vector", self.weights[f"{name}.weight"])
         return x / np.sqrt((x * x).mean() + self.config.rms_norm_eps) * gamma
 
-    def linear(self, name: str, x: Array, *, point: str = "block_input", expert: bool = False) -> Array:
+    def block_norm(self, name: str, x: Array) -> Normed:
+        gamma = self.numbers.round("vector", self.weights[f"{name}.weight"])
+        return Normed(self.norm(name, x), code_scale(x, gamma, self.config.rms_norm_eps))
+
+    def linear(self, name: str, x: Array | Normed, *, point: str = "block_input", expert: bool = False) -> Array:
         weight = self.weights[f"{name}.weight"]
         return self.numbers.block_linear(name, weight, x, point=point, expert=expert) + self.bias(name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,9 @@ __all__ = [
     "BF16_POINTS",
     "EXTRA_POINTS",
     "ROUNDED_POINTS",
+    "Normed",
     "Numbers",
+    "code_scale",
     "dequantized",
     "e4m3",
     "quantized_weight",
@@ -82,6 +84,23 @@ def quantized(x: npt.NDArray[np.float32], axis: int | tuple[int, ...]) -> tuple[
     return dequantized(e4m3(x * (np.float32(1) / scale))), scale.astype(np.float64)
 
 
+def code_scale(x: Array, gamma: Array, eps: float) -> float:
+    """The scale of the codes per row of an RMSNorm: a power of two over the row's root mean square."""
+    mean_square = (x * x).mean()
+    _, exponent = np.frexp(max(mean_square, 2.0**-97))  # what is smaller has the power of this
+    mantissa, gamma_exponent = np.frexp(np.clip(np.abs(gamma).max(), 2.0**-40, 2.0**40))
+    above = gamma_exponent - (mantissa == 0.5)
+    return float(np.ldexp(0.5, np.clip(exponent // 2, -48, 48) + above) / np.sqrt(mean_square + eps))
+
+
+class Normed(NamedTuple):
+    """A row that a norm made for block linears."""
+
+    values: Array
+    scale: float
+    """`code_scale` of what the norm read."""
+
+
 class Numbers:
     """A column of the table in docs/numerics.md: which values are rounded, and how block linears multiply."""
 
@@ -104,16 +123,19 @@ class Numbers:
         return round_bf16(x) if point in self.rounded else x
 
     def block_linear(
-        self, name: str, weight: Array, x: Array, *, point: str = "block_input", expert: bool = False
+        self, name: str, weight: Array, row: Array | Normed, *, point: str = "block_input", expert: bool = False
     ) -> Array:
         """A linear of a decoder block on one row, without its bias."""
-        x, weight = self.round(point, x), self.round("block_weight", weight)
+        x = self.round(point, row.values if isinstance(row, Normed) else row)
+        weight = self.round("block_weight", weight)
         if not self.fp8:
             return weight @ x
         by_block = expert and self.experts == "block"
         if name not in self._weights:
             self._weights[name] = quantized_weight(weight, by_block=by_block)
         values, scales = self._weights[name]
+        if isinstance(row, Normed) and not by_block:
+            return row.scale * scales[:, 0] * (values @ dequantized(e4m3((x / row.scale).astype(np.float32))))
         out = np.zeros(weight.shape[0])
         width = BLOCK if by_block else x.size
         for start in range(0, x.size, width):

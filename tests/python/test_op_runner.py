@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from onerec_engine._C import OpRecording
 from onerec_engine.errors import EngineError
+from onerec_engine.reference.quantize import quantize_norm_rows
 
 E4M3_MAX = 448.0
 
@@ -78,15 +79,28 @@ def test_grouped_linear_of_blocks(ops: Ops) -> None:
     assert close(y[sizes[0] :][:5], given[sizes[0] :][:5] @ weights[2].t(), 2e-3)
 
 
+def normed_codes(x: Tensor, gamma: Tensor, eps: float) -> Operand:
+    """Codes of a norm with one scale per row, as docs/numerics.md has them."""
+    mean_square = x.double().square().mean(-1)
+    power = 2.0 ** (torch.frexp(mean_square)[1] // 2) * 4 * 2.0 ** gamma.abs().amax().double().log2().ceil()
+    scales = power / (mean_square + eps).sqrt()
+    codes = (x.float() * gamma / power[:, None].float()).to(torch.float8_e4m3fn)
+    return Operand(codes, scales.float())
+
+
 def test_norms_and_quantisers(ops: Ops) -> None:
     x, gamma = torch.randn(6, 64).bfloat16(), torch.rand(64) + 0.5
+    largest = float(gamma.max())
     y, codes = torch.full_like(x, torch.nan), Operand.empty(6, 64, "row", ops.device)
-    ops.now(lambda: ops.rms_norm(x, gamma, 1e-6, y=y, quantized=codes))
+    ops.now(lambda: ops.rms_norm(x, gamma, 1e-6, y=y, quantized=codes, gamma_magnitude=largest))
     want = functional.rms_norm(x.double(), (64,), gamma.double(), 1e-6)
     assert close(y, want, 3e-3)
     assert close(codes.dequantized(), want, 4e-2)
+    by_row = normed_codes(x, gamma, 1e-6)
+    assert torch.equal(codes.values.view(torch.uint8), by_row.values.view(torch.uint8))
+    assert close(codes.scales, by_row.scales, 1e-6)
     blocks = Operand.empty(6, 64, "block", ops.device)
-    ops.now(lambda: ops.rms_norm(x, gamma, 1e-6, quantized=codes, quantized_blocks=blocks))
+    ops.now(lambda: ops.rms_norm(x, gamma, 1e-6, quantized=codes, quantized_blocks=blocks, gamma_magnitude=largest))
     assert close(blocks.dequantized(), want, 4e-2)
     by_head = torch.full_like(x, torch.nan)
     ops.now(lambda: ops.rms_norm(x, gamma[:16], 1e-6, y=by_head))
@@ -94,6 +108,24 @@ def test_norms_and_quantisers(ops: Ops) -> None:
     assert close(by_head, grouped.view(6, 64), 3e-3)
     ops.now(lambda: ops.quantize(x, codes))
     assert torch.equal(codes.values.view(torch.uint8), quantized(x).values.view(torch.uint8))
+
+
+def test_norm_codes_of_extreme_rows(ops: Ops) -> None:
+    """Rows whose squares add up to the same in any order, so that the reference's codes are the engine's."""
+    eps, width = 1e-6, 64
+    x = torch.tensor([1.0, -2.0, 0.5, 4.0]).repeat(9, width // 4)
+    x *= torch.tensor([1.0, 0.0, 1e-20, 2.0**-40, 2.0**40, 2.0**58, 1e20, 1.0, 1.0])[:, None]
+    x[7, 3], x[8, 5] = torch.nan, -torch.inf
+    gamma = torch.randn(width) * torch.rand(width)
+    codes = Operand.empty(len(x), width, "row", ops.device)
+    ops.now(lambda: ops.rms_norm(x, gamma, eps, quantized=codes, gamma_magnitude=float(gamma.abs().max())))
+    want, scales = (part.cpu() for part in quantize_norm_rows(x.cpu(), gamma.cpu(), eps))
+    got = codes.values.view(torch.uint8).cpu()
+    nan = want & 127 == 127
+    assert torch.equal(got & 127 == 127, nan)
+    assert torch.equal(got[~nan], want[~nan])
+    torch.testing.assert_close(codes.scales.cpu(), scales, rtol=1e-6, atol=0, equal_nan=True)
+    assert codes.dequantized().isnan().all(1).tolist() == [False] * 6 + [True] * 3
 
 
 def test_swiglu(ops: Ops) -> None:

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from model_case import Case  # noqa: E402
 from model_grid import MOE, NAMED, grid, random_items, small_config  # noqa: E402
-from plain_numbers import dequantized, e4m3, quantized_weight  # noqa: E402
+from plain_numbers import code_scale, dequantized, e4m3, quantized_weight  # noqa: E402
 
 from onerec_engine.checkpoint import Checkpoint  # noqa: E402
 from onerec_engine.reference import (  # noqa: E402
@@ -27,7 +27,15 @@ from onerec_engine.reference import (  # noqa: E402
     random_state_dict,
     save_checkpoint,
 )
-from onerec_engine.reference.quantize import quantize_block_128x128, quantize_row_blocks, quantize_rows  # noqa: E402
+from onerec_engine.reference.numerics import RMSNorm  # noqa: E402
+from onerec_engine.reference.quantize import (  # noqa: E402
+    norm_code_scale,
+    quantize_block_128x128,
+    quantize_norm_rows,
+    quantize_row_blocks,
+    quantize_rows,
+    root_power,
+)
 from onerec_engine.weights import expected_tensors  # noqa: E402
 
 GRID = grid(drawn=40)
@@ -95,6 +103,62 @@ def test_quantisers_follow_the_formula(shape: tuple[int, int]):
         part = torch.from_numpy(x[:, columns].copy())
         assert torch.equal(codes[:, columns], quantize_rows(part)[0])
         assert torch.equal(scales[:, b], quantize_rows(part)[1])
+
+
+@pytest.mark.parametrize("gamma_magnitude", [1e-3, 1.0, 50.0])
+@pytest.mark.parametrize("width", [1, 127, 128, 1000])
+def test_codes_of_norms_follow_the_formula(width: int, gamma_magnitude: float):
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((40, width)) * np.exp(rng.standard_normal((40, 1)) * 8)).astype(np.float32)
+    x[0], x[1] = 0, x[1] * 1e-25
+    gamma = (rng.standard_normal(width) * gamma_magnitude).astype(np.float32)
+    eps = 1e-6
+    codes, scales = quantize_norm_rows(torch.from_numpy(x), torch.from_numpy(gamma), eps)
+    exact = x.astype(np.float64)
+    want = np.array([code_scale(row, gamma, eps) for row in exact])
+    np.testing.assert_allclose(scales.numpy(), want, rtol=1e-6)
+    # A power of two times the reciprocal root, by which the codes are those of an exact quotient.
+    power = np.exp2(np.rint(np.log2(want * np.sqrt((exact**2).mean(1) + eps))))
+    np.testing.assert_array_equal(codes.numpy(), e4m3((x * gamma) / power[:, None].astype(np.float32)))
+
+
+def test_powers_of_two_of_norms():
+    nan, inf = torch.nan, torch.inf
+    mean_squares = [1.0, 0.5, 0.49, 1.99, 2.0, 2.0**-97, 2.0**97, 3e38, 1e-42, 0.0, inf, nan]
+    powers = [1.0, 1.0, 0.5, 1.0, 2.0, 2.0**-48, 2.0**48, 2.0**48, 2.0**-48, 2.0**-48, 2.0**48, 2.0**48]
+    assert root_power(torch.tensor(mean_squares)).tolist() == powers
+    magnitudes = [1.0, 0.5, 1.0001, 0.9999, 0.0, 1e-42, 2.0**-41, 2.0**40, 2.0**41, inf, nan]
+    scales = [0.5, 0.25, 1.0, 0.5, 2.0**-41, 2.0**-41, 2.0**-41, 2.0**39, 2.0**39, 2.0**39, 2.0**-41]
+    assert norm_code_scale(torch.tensor(magnitudes)).tolist() == scales
+
+
+def test_codes_of_norms_of_rows_that_are_not_finite():
+    """NaN wherever the codes are multiplied by the scale; 1e20 has an infinite square."""
+    row = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    x = torch.stack(
+        [torch.where(torch.arange(4) == 2, value, row) for value in (torch.nan, torch.inf, -torch.inf, 1e20)]
+    )
+    codes, scales = quantize_norm_rows(x, torch.ones(4), 1e-6)
+    assert scales.isnan().all()
+    assert int(codes[0, 2]) & 127 == 127
+
+
+def test_only_the_tensor_of_a_norm_is_coded_as_one():
+    """Not another tensor of the same values, and only in codes per row."""
+    ops, norm = Emulated("fp8"), RMSNorm(256, 1e-6)
+    x = torch.randn(2, 3, 256, generator=torch.Generator().manual_seed(0))
+    y = ops.norm(x, norm)
+    by_norm = quantize_norm_rows(x.view(6, 256), norm.weight, 1e-6)
+    for scheme, given, want in [
+        ("channel", y, by_norm),
+        ("channel", y.clone(), quantize_rows(y.view(6, 256))),
+        ("block", y, quantize_row_blocks(y.view(6, 256))),
+    ]:
+        for repeats in (1, 2):
+            got = ops.operand("a.linear", given, scheme, repeats=repeats)
+            assert isinstance(got, Quantized)
+            for mine, theirs in zip(got, want, strict=True):
+                assert torch.equal(mine, theirs.repeat_interleave(repeats, 0))
 
 
 def quantized_by_hand(case: Case, experts: str) -> dict[str, Quantized]:

@@ -177,6 +177,12 @@ inline float __int_as_float(int value) { return std::bit_cast<float>(value); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
+// Saturates; NaN gives 2^63, as on a GPU.
+inline unsigned long long __float2ull_rn(float value) {
+  if (std::isnan(value)) return 0x8000000000000000ull;
+  if (value <= 0.0f) return 0;
+  return value >= 18446744073709551616.0f ? ~0ull : static_cast<unsigned long long>(std::nearbyintf(value));
+}
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float value) { return std::sqrt(value); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }

@@ -15,6 +15,8 @@ namespace {
 
 void dense_gemm(Stream&, const LinearParams&, int, int) { refuse("linear"); }
 
+void norm_gemm(Stream&, const LinearNormParams&, int, int) { refuse("linear_norm"); }
+
 void swiglu_gemm(Stream&, const LinearSwigluParams&, const Matrix&, int, int) { refuse("linear_swiglu"); }
 
 void swiglu_codes_gemm(Stream&, const LinearSwigluParams&, int, int, Workspace) { refuse("linear_swiglu"); }

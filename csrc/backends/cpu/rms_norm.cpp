@@ -1,6 +1,8 @@
 #include "ops/rms_norm.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/parallel.h"
@@ -36,6 +38,21 @@ ONEREC_INLINE void scale_to(const X* x, float rstd, const float* gamma, Y* y, st
   for (std::int64_t i = 0; i < count; ++i) y[i] = round_to<Y>(to_float(x[i]) * rstd * gamma[i]);
 }
 
+// Codes per row (ops/rms_norm.h). The products with gamma are rounded to FP32, those with 1 / scale are exact.
+template <class X>
+ONEREC_INLINE void code_row(const RmsNormParams& p, std::int64_t r, float mean, float rstd) {
+  float values[kQuantizeRun];
+  const X* const x = p.x.row<X>(r);
+  auto* const codes = p.quantized.values.row<std::uint8_t>(r);
+  const float scale = root_power(mean) * norm_code_scale(p.gamma_magnitude);
+  p.quantized.scales[r] = std::isfinite(mean) ? scale * rstd : std::numeric_limits<float>::quiet_NaN();
+  for (std::int64_t begin = 0; begin < p.width; begin += kQuantizeRun) {
+    const std::int64_t count = std::min(kQuantizeRun, p.width - begin);
+    scale_to(x + begin, 1.0f, p.gamma + begin, values, count);
+    f32_to_e4m3(values, 1.0f / scale, codes + begin, count);
+  }
+}
+
 template <class X>
 ONEREC_INLINE void norm_rows(const RmsNormParams& p, std::int64_t begin, std::int64_t end) {
   for (std::int64_t r = begin; r < end; ++r) {
@@ -47,6 +64,10 @@ ONEREC_INLINE void norm_rows(const RmsNormParams& p, std::int64_t begin, std::in
       // The codes first: `y` may overwrite x.
       for (const Operand* codes : {&p.quantized, &p.quantized_blocks}) {
         if (codes->values.data == nullptr) continue;
+        if (codes->scale_kind == ScaleKind::kPerRow) {
+          code_row<X>(p, r, mean, rstd);
+          continue;
+        }
         quantize_row(*codes, r, [&](std::int64_t column, std::int64_t count, float* out) {
           scale_to(x + column, rstd, p.gamma + column, out, count);
         });

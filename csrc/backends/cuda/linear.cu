@@ -5,6 +5,7 @@
 #include "backends/cuda/gemm/dense_gemm.h"
 #include "backends/cuda/gemm/gemm_select.h"
 #include "backends/cuda/plain_linear.h"
+#include "core/error.h"
 
 namespace onerec::cuda {
 
@@ -18,6 +19,7 @@ std::size_t CudaBackend::linear_workspace(const LinearParams&) const { return 0;
 void CudaBackend::linear(Stream& stream, const LinearParams& params, Workspace) {
   if (params.rows.capacity == 0) return;
   const bool tensor_cores = limits_.tensor_cores && dense_gemm_takes(params);
+  ensure(tensor_cores || params.x.pending.squares == nullptr, "[linear] got a pending norm for a plain kernel");
   const int config = tensor_cores ? choose_gemm(params, limits_.multiprocessors) : kPlainGemm;
   linear_with(stream, params, config, limits_.multiprocessors);
 }
@@ -31,7 +33,7 @@ bool CudaBackend::fuses_linear_norm(const LinearNormParams& params) const {
 }
 
 void CudaBackend::linear_norm(Stream& stream, const LinearNormParams& params) {
-  norm_gemm(stream, params, limits_.multiprocessors);
+  norm_gemm(stream, params, choose_norm_gemm(params, limits_.multiprocessors), limits_.multiprocessors);
 }
 
 }  // namespace onerec::cuda

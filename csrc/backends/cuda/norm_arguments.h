@@ -4,6 +4,7 @@
 #include "backends/cuda/alignment.h"
 #include "backends/cuda/kernels/rms_norm.cuh"
 #include "backends/cuda/row_launch.h"
+#include "core/float8.h"
 #include "ops/rms_norm.h"
 
 namespace onerec::cuda {
@@ -24,8 +25,7 @@ inline kernels::Element element_of(const Matrix& y) {
 
 inline kernels::PendingTarget pending_target(const PendingNorm& pending) {
   return {.squares = reinterpret_cast<unsigned long long*>(pending.squares),
-          .next_squares = reinterpret_cast<unsigned long long*>(pending.next_squares),
-          .unit = pending.unit};
+          .next_squares = reinterpret_cast<unsigned long long*>(pending.next_squares)};
 }
 
 inline kernels::RmsNormArguments norm_arguments(const RmsNormParams& p, const kernels::RowParts& rows) {
@@ -40,6 +40,7 @@ inline kernels::RmsNormArguments norm_arguments(const RmsNormParams& p, const ke
           .y = p.y.data,
           .y_stride = p.y.stride,
           .quantized = code_rows(p.quantized),
+          .code_scale = norm_code_scale(p.gamma_magnitude),
           .pending = pending_target(p.quantized.pending),
           .quantized_blocks = code_rows(p.quantized_blocks)};
 }

@@ -7,6 +7,7 @@
 #include "backends/cuda/launch.h"
 #include "backends/cuda/plain_linear.h"
 #include "backends/cuda/row_launch.h"
+#include "core/float8.h"
 
 namespace onerec::cuda {
 namespace {
@@ -48,6 +49,7 @@ Recipe recipe_of(const RmsNormParams& p) {
            .gamma = p.gamma,
            .inverse_width = 1.0f / static_cast<float>(p.width),
            .eps = p.eps,
+           .code_scale = norm_code_scale(p.gamma_magnitude),
            .members = fits ? static_cast<int>(team) : 0}};
 }
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from onerec_engine.reference.numerics import ContextKV, Native, RMSNorm
 from onerec_engine.reference.quantize import (
     BLOCK,
     dequantize_e4m3,
     quantize_block_128x128,
+    quantize_norm_rows,
     quantize_row_blocks,
     quantize_rows,
     round_bf16,
@@ -77,6 +79,7 @@ class Emulated(Native):
         self._tables: dict[Tensor, Tensor] = {}
         self._linears: dict[str, Tensor] = {}
         self._quantized: dict[str, tuple[Tensor, Tensor]] = {}
+        self._normed: MutableMapping[Tensor, tuple[Tensor, RMSNorm]] = WeakTensorKeyDictionary()
 
     def store(self, x: Tensor) -> Tensor:
         """Rounds to BF16 unless the precision is ``fp32``."""
@@ -91,15 +94,20 @@ class Emulated(Native):
         return self._tables[weight]
 
     def norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        """The norm (x * rstd) * gamma with rstd = 1 / sqrt(mean(x^2) + eps), in FP32."""
+        """The norm (x * rstd) * gamma with rstd = 1 / sqrt(mean(x^2) + eps), in FP32.
+
+        What it was made of is remembered as long as the result lives: its codes per row are not made from the result.
+        """
         rstd = 1.0 / torch.sqrt(x.square().mean(-1, keepdim=True) + norm.eps)
-        return (x * rstd) * norm.weight.float()
+        y = (x * rstd) * norm.weight.float()
+        self._normed[y] = x, norm
+        return y
 
     def linear(self, name: str, x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
         """Block linears; quantises (``fp8``) or rounds (``bf16``) their common input first."""
         prefix = name.rsplit(".", 1)[0]
         leading = x.shape[:-1]
-        operand = self.operand(name, x.reshape(-1, x.shape[-1]), "channel")
+        operand = self.operand(name, x, "channel")
         outputs = []
         for member, layer in zip(_members(name), layers, strict=True):
             total = self.product(operand, f"{prefix}.{member}.weight", layer.weight, "channel")
@@ -110,7 +118,7 @@ class Emulated(Native):
 
     def plain_linear(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A linear of stored input and BF16 (or FP32) weight, summed in FP32."""
-        operand = self.operand(name, x.reshape(-1, x.shape[-1]), "plain")
+        operand = self.operand(name, x, "plain")
         if not isinstance(operand, Tensor):
             raise TypeError(f"[tap] got codes for {name}, which is never quantised. Return values.")
         total = (operand @ self.table(weight).T).view(*x.shape[:-1], weight.shape[0])
@@ -156,15 +164,34 @@ class Emulated(Native):
         terms = [p[..., s, None] * v.unsqueeze(2) for s, v in enumerate(values)]
         return (torch.stack(terms).sum(0) / p.sum(-1, keepdim=True)).reshape(rows, heads * width)
 
-    def operand(self, name: str, rows: Tensor, scheme: Scheme) -> Operand:
-        """FP32 rows [M, K] as linear `name` takes them, after the tap."""
+    def operand(self, name: str, x: Tensor, scheme: Scheme, *, repeats: int = 1) -> Operand:
+        """An input as linear `name` takes it, after the tap.
+
+        Args:
+            name: the linear's, for the tap.
+            x: float32 [..., K]; the very tensor that `norm` returned where the input is a norm's.
+            scheme: the linear's.
+            repeats: how often each row follows itself.
+
+        Returns:
+            Values, or codes and scales under ``fp8``, of all rows: [M * repeats, K] where x has M.
+        """
         own: Operand
         if self.precision != "fp8" or scheme == "plain":
-            own = self.store(rows)
+            own = self.store(_rows(x)).repeat_interleave(repeats, 0)
         else:
-            own = Quantized(*(quantize_row_blocks(rows) if scheme == "block" else quantize_rows(rows)))
+            own = Quantized(*(part.repeat_interleave(repeats, 0) for part in self._quantize(x, scheme)))
         replaced = self.tap(name, self.step, own) if self.tap is not None else None
         return own if replaced is None else replaced
+
+    def _quantize(self, x: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+        """Codes and scales of all rows of x [..., K]."""
+        if scheme == "block":
+            return quantize_row_blocks(_rows(x))
+        if x not in self._normed:
+            return quantize_rows(_rows(x))
+        source, norm = self._normed[x]
+        return quantize_norm_rows(_rows(source), norm.weight.float(), norm.eps)
 
     def weight_operand(self, name: str, weight: Tensor, scheme: Scheme) -> Quantized:
         """Codes and scales of a weight [N, K], from the checkpoint if it was pre-quantised."""
@@ -199,6 +226,11 @@ class Emulated(Native):
             scale = w_scale[:, kb].repeat_interleave(BLOCK)[: w.shape[0]]
             total += (operand.scales[:, kb, None] * scale) * (a[:, columns] @ w[:, columns].T)
         return total
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[..., K] as [M, K]."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _members(name: str) -> tuple[str, ...]:

@@ -140,13 +140,13 @@ class MixtureOfExperts(nn.Module):
                 0, chosen.flatten(), torch.ones_like(weights).flatten()
             )
         if isinstance(ops, Emulated):
-            out = self._emulated(rows, chosen, weights, ops)
+            out = self._emulated(x, chosen, weights, ops)
         elif self.training or self.experts.gate_proj.shape[0] <= _DENSE_EXPERTS * self.gate.top_k:
             out = self._all_experts(rows, chosen, weights)
         else:
             out = self._sorted_experts(rows, chosen, weights)
         if self.shared_experts is not None:
-            out = out + ops.store(self.shared_experts(rows, ops))
+            out = out + ops.store(self.shared_experts(x, ops)).view(out.shape)
         return out.view(x.shape)
 
     @torch.no_grad()
@@ -179,30 +179,32 @@ class MixtureOfExperts(nn.Module):
         out = out * weights.flatten()[order].unsqueeze(1).to(out.dtype)
         return torch.zeros_like(rows).index_add_(0, source, out)
 
-    def _emulated(self, rows: Tensor, chosen: Tensor, weights: Tensor, ops: Emulated) -> Tensor:
-        """Row by (row, selected expert) pair, rounding as docs/numerics.md says; sums in order of selection."""
-        pairs = chosen.shape[1]
-        repeated = rows.repeat_interleave(pairs, 0)
+    def _emulated(self, x: Tensor, chosen: Tensor, weights: Tensor, ops: Emulated) -> Tensor:
+        """Pair by (row, selected expert) pair, rounding as docs/numerics.md says; sums in order of selection.
+
+        Rows [..., d], as the norm returned them, -> [R, d].
+        """
+        rows, pairs = chosen.shape
         flat = chosen.flatten()
-        gate, up = self._grouped("gate_up_proj", ("gate_proj", "up_proj"), repeated, flat, ops)
+        gate, up = self._grouped("gate_up_proj", ("gate_proj", "up_proj"), x, flat, ops, repeats=pairs)
         inner = ops.swiglu(ops.store(gate), ops.store(up))
         (down,) = self._grouped("down_proj", ("down_proj",), inner, flat, ops)
-        down = ops.store(down).view(rows.shape[0], pairs, rows.shape[1])
-        total = torch.zeros_like(rows)
+        down = ops.store(down).view(rows, pairs, x.shape[-1])
+        total = x.new_zeros(rows, x.shape[-1])
         for i in range(pairs):
             total = total + weights[:, i, None] * down[:, i]
         return total
 
     def _grouped(
-        self, fused: str, members: tuple[str, ...], rows: Tensor, expert: Tensor, ops: Emulated
+        self, fused: str, members: tuple[str, ...], x: Tensor, expert: Tensor, ops: Emulated, *, repeats: int = 1
     ) -> list[Tensor]:
-        """Each row [K] through its expert's matrices: [P, K] -> one [P, N] per member, not yet stored."""
+        """Each pair through its expert's matrices, `repeats` pairs a row: [..., K] -> [P, N] per member, not stored."""
         scheme = ops.experts_scheme
-        operand = ops.operand(f"{self.prefix}.experts.{fused}", rows, scheme)
+        operand = ops.operand(f"{self.prefix}.experts.{fused}", x, scheme, repeats=repeats)
         outputs = []
         for member in members:
             stacked: Tensor = getattr(self.experts, member)
-            out = rows.new_zeros(rows.shape[0], stacked.shape[1])
+            out = x.new_zeros(expert.shape[0], stacked.shape[1])
             for e in torch.unique(expert).tolist():
                 at = expert == e
                 mine = operand[at] if isinstance(operand, Tensor) else Quantized(operand.codes[at], operand.scales[at])

@@ -10,9 +10,12 @@ __all__ = [
     "BLOCK",
     "E4M3_MAX",
     "dequantize_e4m3",
+    "norm_code_scale",
     "quantize_block_128x128",
+    "quantize_norm_rows",
     "quantize_row_blocks",
     "quantize_rows",
+    "root_power",
     "round_bf16",
     "to_e4m3",
 ]
@@ -20,6 +23,9 @@ __all__ = [
 E4M3_MAX = 448.0
 BLOCK = 128
 _MIN_SCALE = 1e-12
+
+_EXPONENT, _MANTISSA = 0xFF, 0x7FFFFF
+_BIAS, _MANTISSA_BITS = 127, 23
 
 
 def round_bf16(x: Tensor) -> Tensor:
@@ -66,6 +72,58 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.empty_like(x, dtype=torch.uint8), _scale(x.new_zeros(x.shape[0]))
     scale = _scale(_amax(x, 1))
     return to_e4m3(x * (1.0 / scale)[:, None]), scale
+
+
+def root_power(mean_square: Tensor) -> Tensor:
+    """The power of two 2^r with mean_square / 4^r in [0.5, 2); r at least -48, at most 48 (docs/numerics.md).
+
+    Args:
+        mean_square: float32, not negative, any shape. Infinity and NaN give 2^48.
+
+    Returns:
+        float32 of the same shape.
+    """
+    exponent = ((mean_square.contiguous().view(torch.int32) >> _MANTISSA_BITS) & _EXPONENT) - _BIAS
+    return _power_of_two(((exponent + 1) >> 1).clamp(-48, 48))
+
+
+def norm_code_scale(gamma_magnitude: Tensor) -> Tensor:
+    """Half of the smallest power of two that is at least `gamma_magnitude` (docs/numerics.md).
+
+    Args:
+        gamma_magnitude: float32, any shape: the largest |gamma| of a norm; taken into [2^-40, 2^40], NaN to 2^-40.
+
+    Returns:
+        float32 of the same shape.
+    """
+    least = torch.full_like(gamma_magnitude, 2.0**-40)
+    bounded = torch.where(gamma_magnitude > least, gamma_magnitude.clamp(max=2.0**40), least)
+    exponent = ((bounded.view(torch.int32) + _MANTISSA) >> _MANTISSA_BITS) - _BIAS
+    return 0.5 * _power_of_two(exponent)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent as float32, int32 exponents from -126 to 127."""
+    return ((exponent + _BIAS) << _MANTISSA_BITS).view(torch.float32)
+
+
+def quantize_norm_rows(x: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Codes per row of an RMSNorm, by scales that do not depend on the row's largest value (docs/numerics.md).
+
+    Args:
+        x: float32 [M, K], what is normed.
+        gamma: float32 [K].
+        eps: the norm's.
+
+    Returns:
+        uint8 codes [M, K] of x * gamma / s, where s is a power of two, and float32 scales [M], s / sqrt(mean(x^2) +
+        eps); NaN for a row whose mean square is not finite.
+    """
+    mean_square = x.square().mean(1)
+    power = root_power(mean_square) * norm_code_scale(gamma.abs().amax())
+    scale = power * (1.0 / torch.sqrt(mean_square + eps))
+    codes = to_e4m3((x * gamma) * (1.0 / power)[:, None])
+    return codes, scale.masked_fill(~mean_square.isfinite(), torch.nan)
 
 
 def quantize_row_blocks(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,20 @@ std::vector<DenseKernel> dense_kernels() {
   return kernels;
 }
 
+std::vector<DenseKernel> dense_pending_kernels() {
+  std::vector<DenseKernel> kernels = dense_kernels();
+  std::erase_if(kernels, [](const DenseKernel& k) { return !cuda::is_ours(cuda::kGemmConfigs[k.config].schedule); });
+  return kernels;
+}
+
+std::vector<DenseKernel> dense_norm_kernels() {
+  std::vector<DenseKernel> kernels = dense_kernels();
+  std::erase_if(kernels, [](const DenseKernel& k) {
+    return cuda::kGemmConfigs[k.config].schedule != cuda::GemmSchedule::kSplit;
+  });
+  return kernels;
+}
+
 std::vector<DenseKernel> dense_swiglu_kernels() {
   std::vector<DenseKernel> kernels;
   if (test_device() != TestDevice::kCuda) return kernels;
@@ -42,6 +56,10 @@ std::vector<DenseKernel> dense_swiglu_kernels() {
 
 void run_kernel(Stream& stream, const LinearParams& params, const DenseKernel& kernel, int blocks) {
   cuda::dense_gemm(stream, params, kernel.config, blocks);
+}
+
+void run_kernel(Stream& stream, const LinearNormParams& params, const DenseKernel& kernel, int blocks) {
+  cuda::norm_gemm(stream, params, kernel.config, blocks);
 }
 
 void run_kernel(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, const DenseKernel& kernel,
@@ -61,7 +79,13 @@ std::vector<DenseKernel> dense_kernels() { return {}; }
 
 std::vector<DenseKernel> dense_swiglu_kernels() { return {}; }
 
+std::vector<DenseKernel> dense_pending_kernels() { return {}; }
+
+std::vector<DenseKernel> dense_norm_kernels() { return {}; }
+
 void run_kernel(Stream&, const LinearParams&, const DenseKernel&, int) {}
+
+void run_kernel(Stream&, const LinearNormParams&, const DenseKernel&, int) {}
 
 void run_kernel(Stream&, const LinearSwigluParams&, const Matrix&, const DenseKernel&, int) {}
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ops/linear.h"
+#include "ops/linear_norm.h"
 #include "ops/linear_swiglu.h"
 
 namespace onerec::test {
@@ -19,9 +20,13 @@ struct DenseKernel {
 
 std::vector<DenseKernel> dense_kernels();
 std::vector<DenseKernel> dense_swiglu_kernels();
+// Those of dense_kernels() that read codes whose norm is pending, and those that make them.
+std::vector<DenseKernel> dense_pending_kernels();
+std::vector<DenseKernel> dense_norm_kernels();
 
 // On `blocks` blocks of the GPU, or as many as form a cluster. Of the swiglu params' results, `hidden` is written.
 void run_kernel(Stream& stream, const LinearParams& params, const DenseKernel& kernel, int blocks);
+void run_kernel(Stream& stream, const LinearNormParams& params, const DenseKernel& kernel, int blocks);
 void run_kernel(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, const DenseKernel& kernel,
                 int blocks);
 

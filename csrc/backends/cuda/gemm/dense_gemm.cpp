@@ -44,7 +44,7 @@ GemmShape shape_of(const LinearParams& p, int multiprocessors) {
           .outputs = p.weight->outputs,
           .inputs = p.weight->inputs,
           .multiprocessors = multiprocessors,
-          .pending = p.x.pending.squares != nullptr};
+          .ours = p.x.pending.squares != nullptr};
 }
 
 std::string name_of(const GemmConfig& c) {
@@ -82,11 +82,13 @@ int choose_gemm(const LinearParams& params, int multiprocessors) {
   return select_gemm(shape_of(params, multiprocessors));
 }
 
-// A few rows are multiplied by kernels that make their input.
+// A few rows are multiplied by kernels that make their input. Many keep the direct kernel busy, which has neither the
+// registers nor the time to code a norm, and CUTLASS's, which do not read what is pending.
 constexpr std::int64_t kLeastPendingRows = 129;
+constexpr std::int64_t kMostPendingRows = 768;
 
 bool pending_gemm_takes(const LinearWeight& weight, std::int64_t rows) {
-  return weight.format == WeightFormat::kFp8Channel && rows >= kLeastPendingRows &&
+  return weight.format == WeightFormat::kFp8Channel && rows >= kLeastPendingRows && rows <= kMostPendingRows &&
          weight.outputs % (2 * kDirectMultiple) == 0 && weight.inputs % kInstructionMultiple == 0;
 }
 
@@ -95,7 +97,13 @@ bool norm_gemm_takes(const LinearNormParams& p, int multiprocessors) {
   return codes.pending.squares != nullptr && p.previous.pending.squares != nullptr && p.norm.y.data == nullptr &&
          p.norm.quantized_blocks.values.data == nullptr && p.product.residual.data != nullptr &&
          rows_at_vectors(codes.values) && at_vector(p.norm.gamma) && dense_gemm_takes(p.product) &&
-         kGemmConfigs[choose_gemm(p.product, multiprocessors)].schedule == GemmSchedule::kSplit;
+         kGemmConfigs[choose_norm_gemm(p, multiprocessors)].schedule == GemmSchedule::kSplit;
+}
+
+int choose_norm_gemm(const LinearNormParams& p, int multiprocessors) {
+  GemmShape shape = shape_of(p.product, multiprocessors);
+  shape.ours = true;
+  return select_gemm(shape);
 }
 
 bool swiglu_gemm_takes(const LinearSwigluParams& p) {

@@ -27,10 +27,11 @@ void dense_gemm(Stream& stream, const LinearParams& params, int config, int mult
 // weight.
 bool pending_gemm_takes(const LinearWeight& weight, std::int64_t rows);
 
-// Whether norm_gemm takes `params`: a product that dense_gemm takes, for which choose_gemm names the split kernel, and
-// of its norm, which is to be left pending as the one before it, the codes alone.
+// Whether norm_gemm takes `params`: a product with a residual that dense_gemm takes, for which choose_norm_gemm names
+// the split kernel, and of its norm, which is to be left pending as the one before it, the codes alone.
 bool norm_gemm_takes(const LinearNormParams& params, int multiprocessors);
-void norm_gemm(Stream& stream, const LinearNormParams& params, int multiprocessors);
+int choose_norm_gemm(const LinearNormParams& params, int multiprocessors);
+void norm_gemm(Stream& stream, const LinearNormParams& params, int config, int multiprocessors);
 
 // Whether swiglu_gemm takes `params`: FP8 codes with scales of rows and outputs, the width a multiple of 32, the result
 // BF16; what is read and written lies at multiples of 16 bytes, rows too.

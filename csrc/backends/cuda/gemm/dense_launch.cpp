@@ -71,7 +71,8 @@ void dense_gemm(Stream& stream, const LinearParams& params, int config, int mult
   if (params.activation == Activation::kLeakyRelu) call.negative_slope = params.negative_slope;
   const NormsOfCall norms{.x = params.x.pending};
   if (chosen.schedule == GemmSchedule::kDirect) {
-    return run_direct(stream, call, norms, call.residual == nullptr ? direct_fp8(chosen) : direct_added_fp8(chosen), "linear");
+    return run_direct(stream, call, norms, call.residual == nullptr ? direct_fp8(chosen) : direct_added_fp8(chosen),
+                      "linear");
   }
   if (chosen.schedule == GemmSchedule::kSplit) return run_direct(stream, call, norms, split_fp8(chosen), "linear");
   const char* problem = kKernels[static_cast<std::size_t>(config)](call);
@@ -80,13 +81,14 @@ void dense_gemm(Stream& stream, const LinearParams& params, int config, int mult
                            call.outputs, ", ", call.inputs, "], want a launch. Close this engine and report it."));
 }
 
-void norm_gemm(Stream& stream, const LinearNormParams& params, int multiprocessors) {
+void norm_gemm(Stream& stream, const LinearNormParams& params, int config, int multiprocessors) {
   const LinearParams& product = params.product;
   DenseGemmCall call =
       call_of(stream, product.x, product.weight, product.bias, product.y, product.rows, multiprocessors);
   call.residual = product.residual.data;
   call.residual_stride = product.residual.stride;
-  run_direct(stream, call, {.x = product.x.pending, .y = &params}, split_normed_fp8(kGemmConfigs[choose_gemm(product, multiprocessors)]), "linear_norm");
+  run_direct(stream, call, {.x = product.x.pending, .y = &params}, split_normed_fp8(kGemmConfigs[config]),
+             "linear_norm");
 }
 
 void swiglu_gemm(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, int config,

@@ -33,9 +33,9 @@ inline kernels::DirectParams dense_params(const char* op, const DenseGemmCall& c
                    .codes = static_cast<std::uint8_t*>(codes.values.data),
                    .stride = codes.values.stride,
                    .scales = codes.scales,
+                   .unit = codes.pending.unit,
                    .target = {.squares = reinterpret_cast<unsigned long long*>(codes.pending.squares),
-                              .next_squares = reinterpret_cast<unsigned long long*>(codes.pending.next_squares),
-                              .unit = codes.pending.unit},
+                              .next_squares = reinterpret_cast<unsigned long long*>(codes.pending.next_squares)},
                    .previous = pending_rows(y->previous.scales, y->previous.pending),
                    .overflowed = y->overflowed};
   }

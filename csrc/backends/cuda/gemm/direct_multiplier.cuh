@@ -141,21 +141,25 @@ class DirectMultiplier {
       const int row = static_cast<int>(threadIdx.x) / kLanes * kWarpRows + lane_;
       const bool live = row < tile.live;
       const int from = live ? tile.row + row : 0;
-      copy_to_shared<4>(scales_ + 2 * Tile::kOutputs + lane_, p_.tokens_norm.scales + from, live);
+      copy_to_shared<4>(place_of_scale(lane_), p_.tokens_norm.scales + from, live);
       if (p_.tokens_norm.squares != nullptr) {
-        copy_to_shared<8>(scales_ + 2 * Tile::kOutputs + kWarpRows + 2 * lane_,
-                          reinterpret_cast<const float*>(p_.tokens_norm.squares + from), live);
+        copy_to_shared<8>(place_of_squares(lane_), reinterpret_cast<const float*>(p_.tokens_norm.squares + from), live);
       }
     }
+  }
+
+  // Where what is brought of one of the warp's rows lies.
+  __device__ __forceinline__ float* place_of_scale(int row) const { return scales_ + 2 * Tile::kOutputs + row; }
+  __device__ __forceinline__ float* place_of_squares(int row) const {
+    return scales_ + 2 * Tile::kOutputs + kWarpRows + 2 * row;
   }
 
   // The scale of the thread's first row, or of its second one.
   __device__ __forceinline__ float row_scale(int half) const {
     const int row = lane_ / 4 + half * 8;
-    const float scale = scales_[2 * Tile::kOutputs + row];
+    const float scale = *place_of_scale(row);
     if (p_.tokens_norm.squares == nullptr) return scale;
-    const float* const squares = scales_ + 2 * Tile::kOutputs + kWarpRows + 2 * row;
-    return pending_factor(p_.tokens_norm, scale, *reinterpret_cast<const unsigned long long*>(squares));
+    return pending_factor(p_.tokens_norm, scale, *reinterpret_cast<const unsigned long long*>(place_of_squares(row)));
   }
 
   // Leaves the last step's products under way, and finishes the tile before. The second warpgroup begins when the first

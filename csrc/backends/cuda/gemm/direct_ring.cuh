@@ -26,6 +26,7 @@ struct DirectNorm {
   std::uint8_t* codes;
   std::int64_t stride;
   float* scales;
+  float unit;  // of the scales: a row's root_power() / scale
   PendingTarget target;
   PendingRows previous;
   std::int32_t* overflowed;
@@ -90,7 +91,8 @@ struct DirectTile {
   static constexpr int kWeightBytes = kOutputs * kTileRowBytes;
   static constexpr int kPartBytes = kPartRows * kTileRowBytes;
   static constexpr int kStepBytes = kTokenBytes + kWeightBytes;
-  static constexpr int kScaleBytes = 2 * kOutputs * 4 + 64 + 128;
+  static constexpr int kRowBytes = 16 * (4 + 8);  // a scale and a sum of squares for each of a warp's rows
+  static constexpr int kScaleBytes = 2 * kOutputs * 4 + kRowBytes;
   static constexpr int kPanelColumns = 64;  // of the residual
   static constexpr int kPanelBytes = kTokens * kTileRowBytes;
   static constexpr int kPanelGroups = kPanelColumns / kGroupColumns;

@@ -110,7 +110,7 @@ int select_gemm(const GemmShape& shape) {
   for (const MeasuredGemm& measured : kMeasuredGemms) {
     if (measured.types == shape.types && measured.outputs == shape.outputs && measured.inputs == shape.inputs &&
         measured.min_rows <= shape.rows && shape.rows <= measured.max_rows) {
-      if (shape.pending && (measured.config == kPlainGemm || !is_ours(kGemmConfigs[measured.config].schedule))) break;
+      if (shape.ours && (measured.config == kPlainGemm || !is_ours(kGemmConfigs[measured.config].schedule))) break;
       return measured.config;
     }
   }
@@ -119,10 +119,10 @@ int select_gemm(const GemmShape& shape) {
 
 int model_gemm(const GemmShape& shape) {
   int best = kPlainGemm;
-  double best_time = shape.pending ? std::numeric_limits<double>::infinity() : gemm_microseconds(shape, kPlainGemm);
+  double best_time = shape.ours ? std::numeric_limits<double>::infinity() : gemm_microseconds(shape, kPlainGemm);
   for (int config = 0; config < kGemmConfigCount; ++config) {
     if (kGemmConfigs[config].types != shape.types || !takes_outputs(kGemmConfigs[config], shape.outputs)) continue;
-    if (shape.pending && !is_ours(kGemmConfigs[config].schedule)) continue;
+    if (shape.ours && !is_ours(kGemmConfigs[config].schedule)) continue;
     const double time = gemm_microseconds(shape, config);
     if (time < best_time) {
       best = config;

@@ -13,7 +13,7 @@ struct GemmShape {
   std::int64_t outputs = 0;
   std::int64_t inputs = 0;
   int multiprocessors = 132;
-  bool pending = false;  // the norm of x: only kernels of our own read that
+  bool ours = false;  // not CUTLASS's kernels, which know nothing of pending norms
 };
 
 // What select_gemm returns for the plain kernel, which streams W for a few rows.

@@ -44,4 +44,16 @@ __device__ __forceinline__ void store_whole(__nv_bfloat16* to, const ResultVecto
       : "memory");
 }
 
+// Four codes.
+__device__ __forceinline__ void store_whole(std::uint8_t* to, std::uint32_t codes, bool present) {
+  asm volatile(
+      "{\n"
+      ".reg .pred present;\n"
+      "setp.ne.b32 present, %2, 0;\n"
+      "@present st.global.u32 [%0], %1;\n"
+      "}" ::"l"(to),
+      "r"(codes), "r"(static_cast<int>(present))
+      : "memory");
+}
+
 }  // namespace onerec::cuda::kernels

@@ -25,14 +25,12 @@ DirectRunner find_split(const GemmConfig& config) {
   return same ? &run_split<Tile> : nullptr;
 }
 
-
 template <bool kNormed>
 DirectRunner find_any(const GemmConfig& config) {
-  for (const auto find :
-       {find_split<96, 1, 2, kNormed>, find_split<96, 2, 2, kNormed>, find_split<112, 1, 2, kNormed>,
-        find_split<112, 2, 2, kNormed>, find_split<128, 1, 2, kNormed>, find_split<128, 2, 2, kNormed>,
-        find_split<128, 1, 4, kNormed>, find_split<64, 1, 1, kNormed>, find_split<32, 1, 1, kNormed>,
-        find_split<64, 1, 2, kNormed>}) {
+  for (const auto find : {find_split<96, 1, 2, kNormed>, find_split<96, 2, 2, kNormed>, find_split<112, 1, 2, kNormed>,
+                          find_split<112, 2, 2, kNormed>, find_split<128, 1, 2, kNormed>,
+                          find_split<128, 2, 2, kNormed>, find_split<128, 1, 4, kNormed>, find_split<64, 1, 1, kNormed>,
+                          find_split<32, 1, 1, kNormed>, find_split<64, 1, 2, kNormed>}) {
     if (const DirectRunner runner = find(config)) return runner;
   }
   return nullptr;

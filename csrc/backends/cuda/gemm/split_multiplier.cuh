@@ -1,6 +1,7 @@
 // The split kernel's warpgroups: products of a part of K, the exchange of sums between the blocks of a tile, results.
 #pragma once
 
+#include "backends/cuda/gemm/norm_codes.cuh"
 #include "backends/cuda/gemm/result_vector.cuh"
 #include "backends/cuda/gemm/split_ring.cuh"
 #include "backends/cuda/kernels/numeric.cuh"
@@ -251,8 +252,8 @@ class SplitMultiplier {
   }
 
   __device__ __forceinline__ void store(const float (&owned)[Tile::kOwnedUnits][kUnitSums],
-                                        const float (&row_scales)[2], const bool (&live)[2],
-                                        const Residual& residual, const PairOfRows& before_rows) const {
+                                        const float (&row_scales)[2], const bool (&live)[2], const Residual& residual,
+                                        const PairOfRows& before_rows) const {
     RowNorms norms;
     if constexpr (Tile::kNormed) norms.start(p_.norm, before_rows);
     __nv_bfloat16* const first = p_.y + row_ * p_.y_stride + place_.first_column;
@@ -279,71 +280,39 @@ class SplitMultiplier {
     if constexpr (Tile::kNormed) finish_norm(live, norms);
   }
 
-  // Codes of the norm of y's rows. The thread has values of two rows or, where K has parts, of one.
+  // Codes of the norm of y. A thread has values of two rows or, where K has parts, of one.
   static constexpr bool kSingleRow = Tile::kOwnedUnits <= Tile::kGroups;
   struct RowNorms {
     float inverse_roots[2];
-    float squares[2] = {0.0f, 0.0f};
-    float largest = 0.0f;  // magnitude of what was coded
+    CodedRow rows[2];
 
     __device__ __forceinline__ void start(const DirectNorm& norm, const PairOfRows& before) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        inverse_roots[half] =
-            inverse_power(root_power(mean_square(norm.previous, before.scales[half], before.squares[half])));
+        inverse_roots[half] = inverse_root_before(norm, before.scales[half], before.squares[half]);
       }
+    }
+    __device__ __forceinline__ float inverse_root(int half) const {
+      return half == 0 ? inverse_roots[0] : inverse_roots[1];
     }
   };
 
   __device__ __forceinline__ void store_norm(const ResultVector<kUnitSums>& vector, const Unit& u, bool present,
                                              RowNorms& norms) const {
-    const float4 gamma = *reinterpret_cast<const float4*>(shared_.scales + 2 * Tile::kOutputs + u.column);
-    const float values[kUnitSums] = {
-        bits_as<float>(vector.words[0] << 16), bits_as<float>(vector.words[0] & 0xffff0000u),
-        bits_as<float>(vector.words[1] << 16), bits_as<float>(vector.words[1] & 0xffff0000u)};
-    float& squares = norms.squares[kSingleRow ? 0 : u.half];
-#pragma unroll
-    for (int i = 0; i < kUnitSums; ++i) squares = fmaf(values[i], values[i], squares);
-    const float inverse = (u.half == 0 ? norms.inverse_roots[0] : norms.inverse_roots[1]) * p_.norm.target.unit;
-    const float coded[kUnitSums] = {values[0] * gamma.x * inverse, values[1] * gamma.y * inverse,
-                                    values[2] * gamma.z * inverse, values[3] * gamma.w * inverse};
-#pragma unroll
-    for (const float value : coded) norms.largest = fmaxf(norms.largest, present ? fabsf(value) : 0.0f);
-    const std::uint32_t codes = numbers_to_e4m3x4(coded[0], coded[1], coded[2], coded[3]);
-    std::uint8_t* const to =
-        p_.norm.codes + (row_ + u.half * 8) * p_.norm.stride + place_.first_column + u.column;
-    asm volatile(
-        "{\n"
-        ".reg .pred present;\n"
-        "setp.ne.b32 present, %2, 0;\n"
-        "@present st.global.u32 [%0], %1;\n"
-        "}" ::"l"(to),
-        "r"(codes), "r"(static_cast<int>(present))
-        : "memory");
+    float gamma[kUnitSums];
+    load_floats(shared_.scales + 2 * Tile::kOutputs + u.column, gamma);
+    const std::uint32_t codes =
+        norms.rows[kSingleRow ? 0 : u.half].code(vector, gamma, norms.inverse_root(u.half) * p_.norm.unit);
+    store_whole(p_.norm.codes + (row_ + u.half * 8) * p_.norm.stride + place_.first_column + u.column, codes, present);
   }
 
   __device__ __forceinline__ void finish_norm(const bool (&live)[2], const RowNorms& norms) const {
-    constexpr float kLargestCode = 448.0f;
-    constexpr float kLargestSum = 1048576.0f;  // of squares, in units of a row's root
-    bool overflowed = norms.largest > kLargestCode;
 #pragma unroll
     for (int i = 0; i < (kSingleRow ? 1 : 2); ++i) {
-      float sum = norms.squares[i];
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       const int half = kSingleRow ? unit(0).half : i;
-      const float inverse_root = half == 0 ? norms.inverse_roots[0] : norms.inverse_roots[1];
-      if (lane_ % 4 != 0 || !(half == 0 ? live[0] : live[1])) continue;
-      const int row = row_ + half * 8;
-      const float in_roots = sum * inverse_root * inverse_root;
-      overflowed |= in_roots > kLargestSum;
-      atomicAdd(p_.norm.target.squares + row, __float2ull_rn(in_roots * kSquareParts));
-      if (place_.first_column == 0) {
-        p_.norm.scales[row] = inverse_power(inverse_root * p_.norm.target.unit);
-        p_.norm.target.next_squares[row] = 0;
-      }
+      finish_codes(p_.norm, row_ + half * 8, half == 0 ? live[0] : live[1], place_.first_column == 0,
+                   norms.inverse_root(half), norms.rows[i]);
     }
-    if (overflowed) atomicOr(p_.norm.overflowed, 1);
   }
 
   const DirectParams& p_;

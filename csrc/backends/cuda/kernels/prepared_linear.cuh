@@ -18,6 +18,7 @@ struct RowSource {
   const float* gamma = nullptr;  // kNorm
   float inverse_width = 0.0f;    // kNorm: 1 / inputs
   float eps = 0.0f;
+  float code_scale = 0.0f;            // kNorm: of codes, where root_power() is 1
   int members = kSmallLinearThreads;  // threads that share a row; kNorm: as many as rms_norm_kernel's teams have
 };
 
@@ -26,7 +27,7 @@ template <RowMaker kMaker>
 inline constexpr int kMadeVectors = kMaker == RowMaker::kSwiglu ? 4 : 2;
 
 // A thread's share of a row of `vectors` vectors of T. The members of the block's team hold all of it.
-template <class T, RowMaker kMaker>
+template <class T, RowMaker kMaker, bool kCoded>
 struct MadeRow {
   static constexpr int kVectors = kMadeVectors<kMaker>;
   static constexpr int kN = kVector<T>;
@@ -36,6 +37,8 @@ struct MadeRow {
   int members;
   float gamma[kMaker == RowMaker::kNorm ? kVectors : 1][kN];
   float values[kVectors][kN];
+  float code_scale;  // kNorm, coded: of the values, and the row's
+  float row_scale;
 
   // Reads what is constant.
   __device__ __forceinline__ MadeRow(const RowSource& from, std::int64_t width)
@@ -86,7 +89,16 @@ struct MadeRow {
       }
     }
     if constexpr (kMaker == RowMaker::kNorm) {
-      const float rstd = reciprocal_root(fmaf(team.sum(sum_of_squares(values)), from.inverse_width, from.eps));
+      const float squares = team.sum(sum_of_squares(values));
+      float rstd = 1.0f;
+      if constexpr (kCoded) {
+        // Codes are of values times gamma; the norm's factor goes to the row's scale.
+        const float mean_square = squares * from.inverse_width;
+        code_scale = root_power(mean_square) * from.code_scale;
+        row_scale = code_scale * finite_inverse_root(mean_square, from.eps);
+      } else {
+        rstd = reciprocal_root(fmaf(squares, from.inverse_width, from.eps));
+      }
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) {
         if (!holds(i)) continue;  // stays 0 even if rstd is infinite
@@ -98,12 +110,18 @@ struct MadeRow {
 
   // Codes and their scale, both in shared memory. Every thread of the block calls it.
   __device__ __forceinline__ void store(std::uint8_t* x, float* scale_of_row, Team& team) const {
-    float largest = 0.0f;
+    float inverse;
+    if constexpr (kMaker == RowMaker::kNorm) {
+      inverse = inverse_power(code_scale);
+      if (threadIdx.x == 0) *scale_of_row = row_scale;
+    } else {
+      float largest = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) largest = max_or_nan(largest, magnitude_of(values[i]));
-    const float scale = e4m3_scale(team.max_magnitude(largest));
-    const float inverse = e4m3_inverse(scale);
-    if (threadIdx.x == 0) *scale_of_row = scale;
+      for (int i = 0; i < kVectors; ++i) largest = max_or_nan(largest, magnitude_of(values[i]));
+      const float scale = e4m3_scale(team.max_magnitude(largest));
+      inverse = e4m3_inverse(scale);
+      if (threadIdx.x == 0) *scale_of_row = scale;
+    }
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (holds(i)) store_codes(x + vector(i) * kN, values[i], inverse);
@@ -148,7 +166,7 @@ __global__ void __launch_bounds__(kSmallLinearThreads, kPreparedBlocks<kMaker, k
     weights.prefetch(p, OutputShare(p, group), group == blockIdx.x ? kSmallLinearAhead : 0);
   }
   OutputPlace<kKind, Y> place(p, first, 0);
-  MadeRow<T, kMaker> made(from, p.inputs);
+  MadeRow<T, kMaker, std::is_same_v<Value, std::uint8_t>> made(from, p.inputs);
   overlap_with_neighbours();
 
   auto held = made.load(from, 0);  // beside the number of rows

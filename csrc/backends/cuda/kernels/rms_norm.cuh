@@ -23,7 +23,8 @@ struct RmsNormArguments {
   void* y = nullptr;
   std::int64_t y_stride = 0;
   CodeRows quantized = {};         // parts = 1
-  PendingTarget pending = {};      // of `quantized`, then the only output
+  float code_scale = 0.0f;         // of codes per row, where root_power() is 1
+  PendingTarget pending = {};      // of `quantized`, then per row
   CodeRows quantized_blocks = {};  // parts = 1, per block
 };
 
@@ -134,25 +135,44 @@ __device__ __forceinline__ float team_sum_of_squares(Team& team, const float (&v
   }
 }
 
-// Codes of a row's products with gamma, and what the product that reads them makes the norm's factor of.
-template <class Team, int kVectors, int kN>
-__device__ __forceinline__ void leave_pending(const RmsNormArguments& p, const RowPart& at,
-                                              const NormFactors<Team, kVectors, kN>& gamma, float squares,
-                                              float (&values)[kVectors][kN]) {
-  const float root = root_power(squares * p.inverse_width);
-  const float inverse = inverse_power(root) * p.pending.unit;
-  if (Team::member() == 0 && at.end > 0) {
-    p.quantized.scales[at.row] = inverse_power(inverse);
-    p.pending.squares[at.row] = square_parts(squares, inverse_power(root));
-    p.pending.next_squares[at.row] = 0;
+// The scale of a row's codes, all but the factor that makes them the norm's: `mean_square` says that.
+struct NormScale {
+  float mean_square;
+  float root;   // a power of two
+  float scale;  // another one
+
+  __device__ __forceinline__ NormScale(const RmsNormArguments& p, float squares)
+      : mean_square(squares * p.inverse_width), root(root_power(mean_square)), scale(root * p.code_scale) {}
+};
+
+// By one thread for each row.
+__device__ __forceinline__ void store_norm_scale(const RmsNormArguments& p, std::int64_t row, float squares,
+                                                 const NormScale& of) {
+  if (p.pending.squares == nullptr) {
+    p.quantized.scales[row] = of.scale * finite_inverse_root(of.mean_square, p.eps);
+    return;
   }
+  p.quantized.scales[row] = of_finite_row(of.mean_square, of.scale);
+  p.pending.squares[row] = square_parts(squares, inverse_power(of.root));
+  p.pending.next_squares[row] = 0;
+}
+
+// Codes per row of the norm of a row that a team has in `values`.
+template <class Team, int kVectors, int kN>
+__device__ __forceinline__ void code_row(const RmsNormArguments& p, const RowPart& at,
+                                         const NormFactors<Team, kVectors, kN>& gamma, float squares,
+                                         const float (&values)[kVectors][kN]) {
+  const NormScale of(p, squares);
+  if (Team::member() == 0 && at.end > 0) store_norm_scale(p, at.row, squares, of);
+  const float inverse = inverse_power(of.scale);
+  std::uint8_t* const codes = p.quantized.codes + at.row * p.quantized.stride;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     if (!has_vector<Team, kVectors>(at, i)) continue;
+    float products[kN];
 #pragma unroll
-    for (int j = 0; j < kN; ++j) values[i][j] *= gamma.at(i, j);
-    store_codes(p.quantized.codes + at.row * p.quantized.stride + static_cast<std::int64_t>(row_vector<Team>(at, i)) * kN,
-                values[i], inverse);
+    for (int j = 0; j < kN; ++j) products[j] = values[i][j] * gamma.at(i, j);
+    store_codes(codes + static_cast<std::int64_t>(row_vector<Team>(at, i)) * kN, products, inverse);
   }
 }
 
@@ -163,7 +183,9 @@ __device__ __forceinline__ void normalise_part(Team& team, const RmsNormArgument
                                                const NormFactors<Team, kVectors, kN>& gamma,
                                                float (&values)[kVectors][kN]) {
   const float squares = team_sum_of_squares(team, values);
-  if (p.pending.squares != nullptr) return leave_pending<Team>(p, at, gamma, squares, values);
+  const bool codes_of_row = p.quantized.kind == Codes::kPerRow;
+  if (codes_of_row) code_row(p, at, gamma, squares, values);
+  if (codes_of_row && p.y_type == Element::kNone && p.quantized_blocks.kind == Codes::kNone) return;
   const float rstd = reciprocal_root(fmaf(squares, p.inverse_width, p.eps));
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
@@ -179,7 +201,7 @@ __device__ __forceinline__ void normalise_part(Team& team, const RmsNormArgument
       store_rounded(p.y_type, p.y, at.row * p.y_stride + column, values[i]);
     }
   }
-  if (p.quantized.kind != Codes::kNone) quantize_part(team, p.quantized, at, values);
+  if (p.quantized.kind == Codes::kPerBlock) quantize_part(team, p.quantized, at, values);
   if (p.quantized_blocks.kind != Codes::kNone) quantize_part(team, p.quantized_blocks, at, values);
 }
 
@@ -214,9 +236,18 @@ __global__ void __launch_bounds__(256) rms_norm_plain_kernel(RmsNormArguments p)
     const T* const x = static_cast<const T*>(p.x) + row * p.x_stride + first;
     float sum = 0.0f;
     for (std::int64_t c = threadIdx.x; c < p.width; c += blockDim.x) sum += to_float(x[c]) * to_float(x[c]);
-    const float rstd = reciprocal_root(fmaf(block_sum(sum), p.inverse_width, p.eps));
+    const float squares = block_sum(sum);
+    const float rstd = reciprocal_root(fmaf(squares, p.inverse_width, p.eps));
     const auto norm = [&](std::int64_t c) { return to_float(x[c]) * rstd * p.gamma[c]; };
-    if (p.quantized.kind != Codes::kNone) quantize_row_plain(p.quantized, row, p.width, norm);
+    if (p.quantized.kind == Codes::kPerRow) {
+      const NormScale of(p, squares);
+      if (threadIdx.x == 0) store_norm_scale(p, row, squares, of);
+      std::uint8_t* const codes = p.quantized.codes + row * p.quantized.stride;
+      for (std::int64_t c = threadIdx.x; c < p.width; c += blockDim.x) {
+        codes[c] = to_e4m3(to_float(x[c]) * p.gamma[c] * inverse_power(of.scale));
+      }
+    }
+    if (p.quantized.kind == Codes::kPerBlock) quantize_row_plain(p.quantized, row, p.width, norm);
     if (p.quantized_blocks.kind != Codes::kNone) quantize_row_plain(p.quantized_blocks, row, p.width, norm);
     if (p.quantized.kind != Codes::kNone) __syncthreads();  // y may be x
     if (p.y_type == Element::kNone) continue;
