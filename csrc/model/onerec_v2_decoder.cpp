@@ -148,16 +148,18 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
   const Range range(context_, "self_attention");
   const Operand x = first_rows(x_, rows.capacity);
   const Matrix qkv = qkv_[t][l];
-  project_norm(norm(h, layer.self_norm, x, rows), x, layer.self_qkv, qkv);
+  // Attention over a single key is its value, whatever the query.
+  const bool single_key = step == 0 && config.num_attention_heads == config.num_key_value_heads;
+  project_norm(norm(h, layer.self_norm, x, rows), x, layer.self_qkv, qkv, single_key ? config.d_attention() : 0);
   if (layer.self_q_norm != nullptr) {
     const std::int64_t kv = config.num_key_value_heads * config.head_dim;
-    head_norm(qkv.columns(0, config.d_attention()), layer.self_q_norm, config.num_attention_heads, rows);
+    const Matrix q = qkv.columns(0, config.d_attention());
+    if (!single_key) head_norm(q, layer.self_q_norm, config.num_attention_heads, rows);
     head_norm(qkv.columns(config.d_attention(), kv), layer.self_k_norm, config.num_key_value_heads, rows);
   }
   const RmsNormParams next = feed_forward_.norm(h, layer, rows);
   const LinearWeight* reader = FeedForward::reader(layer);
-  // Attention over a single key is its value.
-  if (step == 0 && config.num_attention_heads == config.num_key_value_heads) {
+  if (single_key) {
     return project_out(qkv.columns(2 * config.d_attention(), config.d_attention()), layer.self_o, h, rows, next,
                        reader);
   }
@@ -190,9 +192,10 @@ RmsNormParams OneRecV2Pass::norm(const Matrix& h, const DeviceArray* gamma, cons
           .rows = rows};
 }
 
-void OneRecV2Pass::project_norm(const RmsNormParams& norm, const Operand& x, const LinearLayer& layer,
-                                const Matrix& y) {
-  stream_.multiply(norm, {.x = x, .weight = layer.get(), .bias = layer.bias_data(), .y = y, .rows = norm.rows});
+void OneRecV2Pass::project_norm(const RmsNormParams& norm, const Operand& x, const LinearLayer& layer, const Matrix& y,
+                                std::int64_t unread) {
+  stream_.multiply(
+      norm, {.x = x, .weight = layer.get(), .bias = layer.bias_data(), .y = y, .unread = unread, .rows = norm.rows});
 }
 
 void OneRecV2Pass::project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows,

@@ -25,8 +25,9 @@ class OneRecV2Pass final : public ModelPass {
                             const Extent& rows);
   // RMSNorm(h) into x, in the form that the product behind it wants.
   RmsNormParams norm(const Matrix& h, const DeviceArray* gamma, const Operand& x, const Extent& rows) const;
-  // y = RMSNorm(h) W^T.
-  void project_norm(const RmsNormParams& norm, const Operand& x, const LinearLayer& layer, const Matrix& y);
+  // y = RMSNorm(h) W^T, of which nobody reads the first `unread` columns.
+  void project_norm(const RmsNormParams& norm, const Operand& x, const LinearLayer& layer, const Matrix& y,
+                    std::int64_t unread = 0);
   void head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows);
   // h += attended W_o^T, for values that are not in the form that W_o wants.
   // `next` reads h behind it, and `reader` multiplies that.

@@ -1,5 +1,7 @@
 #include "ops/linear.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 #include "ops/backend.h"
 #include "ops/checks.h"
@@ -21,6 +23,8 @@ void check(const OpContext& context, const LinearParams& p) {
   const std::int64_t rows = p.rows.capacity;
   check_linear_input(kOp, p.x, weight, rows);
   check_matrix(kOp, "y", p.y, {DType::kF32, DType::kBF16}, rows, weight.outputs);
+  require(p.unread >= 0 && p.unread < std::max<std::int64_t>(weight.outputs, 1), "[linear] got ", p.unread,
+          " unread columns of ", weight.outputs, ", want fewer. Leave a product out that nobody reads.");
   check_apart(context, kOp, "x", p.x.values, "y", p.y, rows);
   if (p.residual.data == nullptr) return;
   check_matrix(kOp, "residual", p.residual, {p.y.dtype}, rows, weight.outputs);

@@ -62,6 +62,7 @@ struct LinearParams {
   Matrix y = {};                // [rows, N], FP32 or BF16
   Activation activation = Activation::kNone;
   float negative_slope = 0.01f;  // of kLeakyRelu
+  std::int64_t unread = 0;       // columns of y, the first ones, that nobody reads: they may be left as they are
   Extent rows = {};
 };
 

@@ -184,7 +184,7 @@ constexpr Shape kShapes[] = {
 };
 
 // Of a row every so many outputs are compared, other ones in the next row.
-constexpr std::int64_t kCheckedStep = 13;
+constexpr std::int64_t kCheckedStep = 61;
 
 void check_kernel(const DenseKernel& kernel, const Shape& s, int blocks) {
   SCOPED_TRACE(concat(kernel.name, ": ", name(s), " on ", blocks, " blocks"));

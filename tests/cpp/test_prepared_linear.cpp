@@ -45,6 +45,7 @@ struct Case {
   std::int64_t outputs = 48;
   bool residual = false;
   std::int64_t padding = 0;
+  std::int64_t unread = 0;
 };
 
 // An input, the buffers that the op needs, and the params.
@@ -74,6 +75,7 @@ class Problem {
                                .bias = bias_.get(),
                                .residual = case_.residual ? ConstMatrix(residual_.view()) : ConstMatrix{},
                                .y = y_.view(),
+                               .unread = case_.unread,
                                .rows = rows()};
     const Matrix values = coded() ? Matrix{} : dense_.view();
     const Operand codes = coded() ? coded_.view() : Operand{};
@@ -106,7 +108,7 @@ class Problem {
   void check() const {
     const std::int64_t live = case_.live < 0 ? case_.rows : case_.live;
     for (std::int64_t r = 0; r < live; ++r) {
-      for (std::int64_t n = 0; n < case_.outputs; ++n) {
+      for (std::int64_t n = case_.unread; n < case_.outputs; ++n) {
         double sum = 0.0;
         double magnitude = 0.0;
         for (std::int64_t k = 0; k < case_.inputs; ++k) {
@@ -193,6 +195,16 @@ TEST_P(PreparedLinear, WhatOneKernelCannotTake) {
   check({.format = GetParam(), .rows = 20});                   // too many rows
   check({.format = GetParam(), .inputs = 19, .outputs = 21});  // no whole vectors
   check({.format = GetParam(), .rows = 2, .padding = 3});
+}
+
+// Columns that nobody reads may be left out: what is read is the same.
+TEST_P(PreparedLinear, UnreadColumns) {
+  for (const std::int64_t rows : {1, 3, 20}) {
+    for (const std::int64_t unread : {1, 16, 40, 89}) {
+      check({.format = GetParam(), .rows = rows, .outputs = 90, .residual = true, .unread = unread});
+      if (HasFatalFailure()) return;
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, PreparedLinear, testing::ValuesIn(kFormats));

@@ -28,6 +28,11 @@ int split_of(const LinearWeight& weight, int multiprocessors) {
   return split;
 }
 
+template <class View>
+auto* from_column(const View& matrix, std::int64_t first) {
+  return matrix.data == nullptr ? nullptr : matrix.columns(first, matrix.cols - first).data;
+}
+
 template <WeightKind kKind, class Y, int kRows>
 void run(Stream& stream, const char* op, const SmallLinearParams& params) {
   const std::int64_t chunks = kernels::small_linear_chunks(params.rows, params.experts, kRows);
@@ -83,19 +88,22 @@ SmallLinearParams small_linear_params(const LinearParams& params, const std::int
   const Matrix& x = params.x.values;
   const std::size_t weight_row = static_cast<std::size_t>(weight.inputs) * size_of(weight.dtype);
   const bool vectors = rows_at_vectors(x) && at_vector(weight.values()) && weight_row % 16 == 0;
+  // What is left out leaves all addresses where they are aligned.
+  constexpr std::int64_t kTogether = 16;
+  const std::int64_t first = params.unread / kTogether * kTogether;
   return {.x = x.data,
           .x_stride = x.stride,
           .x_scales = params.x.scales,
           .x_scale_stride = params.x.scale_stride,
-          .weights = weight.values(),
-          .weight_scales = weight.scales(),
-          .bias = params.bias,
-          .residual = params.residual.data,
+          .weights = static_cast<const std::byte*>(weight.values()) + static_cast<std::size_t>(first) * weight_row,
+          .weight_scales = weight.format == WeightFormat::kFp8Channel ? weight.scales() + first : weight.scales(),
+          .bias = params.bias == nullptr ? nullptr : params.bias + first,
+          .residual = from_column(params.residual, first),
           .residual_stride = params.residual.stride,
-          .y = params.y.data,
+          .y = from_column(params.y, first),
           .y_stride = params.y.stride,
           .rows = params.rows.capacity,
-          .outputs = weight.outputs,
+          .outputs = weight.outputs - first,
           .inputs = weight.inputs,
           .count = params.rows.count,
           .offsets = offsets,
