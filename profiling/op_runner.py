@@ -7,7 +7,6 @@ torch reads: call `Ops.wait_for_torch` and `Ops.synchronize` in between.
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,7 +94,7 @@ class Ops:
         y: Tensor | None = None,
         quantized: Operand | None = None,
         quantized_blocks: Operand | None = None,
-        gamma_magnitude: float = math.nan,
+        gamma_magnitude: float = -1.0,
     ) -> None:
         """Outputs may be left out; `gamma` is as wide as a row or divides it (a norm per group).
 

@@ -1,7 +1,6 @@
 // The ops as methods of OpRunner, with their tensors as tuples.
 #include <pybind11/stl.h>
 
-#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -272,8 +271,8 @@ void bind_op_runner(py::module_& module) {
       .def("grouped_linear", &run_grouped_linear, arg("x"), arg("weight"), arg("offsets"), arg("y"),
            arg("rows_capacity"), py::kw_only(), arg("alignment") = 1)
       .def("rms_norm", &run_rms_norm, arg("x"), arg("gamma"), arg("width"), arg("eps"), arg("rows"), py::kw_only(),
-           arg("groups") = 1, arg("gamma_magnitude") = std::numeric_limits<double>::quiet_NaN(), arg("y") = py::none(),
-           arg("quantized") = py::none(), arg("quantized_blocks") = py::none())
+           arg("groups") = 1, arg("gamma_magnitude") = -1.0, arg("y") = py::none(), arg("quantized") = py::none(),
+           arg("quantized_blocks") = py::none())
       .def("quantize", &run_quantize, arg("x"), arg("quantized"), arg("rows"))
       .def("swiglu", &run_swiglu, arg("gate_up"), arg("width"), arg("rows"), py::kw_only(), arg("y") = py::none(),
            arg("quantized") = py::none())

@@ -1,8 +1,6 @@
 // y = x * rstd * gamma, rstd = 1 / sqrt(mean(x^2) + eps).
 #pragma once
 
-#include <limits>
-
 #include "ops/context.h"
 #include "ops/operand.h"
 
@@ -21,7 +19,7 @@ struct RmsNormParams {
   std::int64_t width = 0;
   std::int64_t groups = 1;
   float eps = 1e-6f;
-  float gamma_magnitude = std::numeric_limits<float>::quiet_NaN();  // the largest of gamma, for codes per row
+  float gamma_magnitude = -1.0f;  // the largest of gamma, for codes per row; negative: not known
   Matrix y = {};                  // [rows, groups * width] of FP32 or BF16, or data = null
   Operand quantized = {};         // E4M3 codes, kPerRow or kPerBlock, groups = 1; or data = null
   Operand quantized_blocks = {};  // beside kPerRow codes in `quantized`: those of kPerBlock; or data = null

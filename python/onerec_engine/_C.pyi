@@ -118,7 +118,7 @@ class OpRunner:
         rows: _Extent,
         *,
         groups: int = 1,
-        gamma_magnitude: float = ...,
+        gamma_magnitude: float = -1.0,
         y: _Matrix | None = None,
         quantized: _Operand | None = None,
         quantized_blocks: _Operand | None = None,

@@ -370,7 +370,7 @@ TEST(RmsNorm, RefusesWhatItCannotDo) {
               p.quantized.scale_kind = ScaleKind::kNone;
             }),
             "");
-  for (const float magnitude : {-1.0f, std::nanf("")}) {
+  for (const float magnitude : {-1.0f, std::nanf(""), std::numeric_limits<float>::infinity()}) {
     EXPECT_EQ(refusal([&](RmsNormParams& p) { p.gamma_magnitude = magnitude; }), "");
     EXPECT_NE(refusal([&](RmsNormParams& p) {
                 p.gamma_magnitude = magnitude;

@@ -82,7 +82,7 @@ def test_grouped_linear_of_blocks(ops: Ops) -> None:
 def normed_codes(x: Tensor, gamma: Tensor, eps: float) -> Operand:
     """Codes of a norm with one scale per row, as docs/numerics.md has them."""
     mean_square = x.double().square().mean(-1)
-    power = 2.0 ** (torch.frexp(mean_square)[1] // 2) * 4 * 2.0 ** gamma.abs().amax().double().log2().ceil()
+    power = 2.0 ** (torch.frexp(mean_square)[1] // 2) * 0.5 * 2.0 ** gamma.abs().amax().double().log2().ceil()
     scales = power / (mean_square + eps).sqrt()
     codes = (x.float() * gamma / power[:, None].float()).to(torch.float8_e4m3fn)
     return Operand(codes, scales.float())

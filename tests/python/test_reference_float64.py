@@ -68,7 +68,7 @@ def full_config() -> OneRecV2Config:
 
 @pytest.fixture(scope="module", params=["bf16", "fp8"])
 def emulated(request: pytest.FixtureRequest):
-    case = Case(full_config(), lengths=[4, 7], tuples=2)
+    case = Case(full_config(), lengths=[4, 7], tuples=4)
     scores = case.reference(Emulated(request.param))
     assert equal_share(scores - case.plain(Numbers(request.param))) >= 0.7
     return request.param, case, scores
