@@ -37,6 +37,7 @@ DEVICE_TESTS = (
     "test_grouped_swiglu",
     "test_linear",
     "test_linear_contract",
+    "test_linear_norm",
     "test_linear_swiglu",
     "test_moe",
     "test_prepared_linear",
