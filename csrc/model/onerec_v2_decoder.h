@@ -29,8 +29,7 @@ class OneRecV2Pass final : public ModelPass {
   void project_norm(const RmsNormParams& norm, const Operand& x, const LinearLayer& layer, const Matrix& y,
                     std::int64_t unread = 0);
   void head_norm(const Matrix& x, const DeviceArray* gamma, std::int64_t heads, const Extent& rows);
-  // h += attended W_o^T, for values that are not in the form that W_o wants.
-  // `next` reads h behind it, and `reader` multiplies that.
+  // h += attended W_o^T, for values that are not in the form that W_o wants. `next`, `reader`: as of ResidualStream.
   void project_out(const Matrix& attended, const LinearLayer& layer, const Matrix& h, const Extent& rows,
                    const RmsNormParams& next, const LinearWeight* reader);
   static LinearParams output_product(const Operand& attended, const LinearLayer& layer, const Matrix& h,

@@ -135,7 +135,7 @@ void FeedForward::dense(const Matrix& h, const LayerWeights& layer, const Extent
     stream.multiply(input, parts.first);
     return stream.add(parts.second);
   }
-  stream.make(input, FeedForward::reader(layer));
+  stream.make(input, parts.first.weight);
   LinearSwigluParams first = parts.first_with_activation;
   first.x = stream.made(first.x);
   linear_swiglu(context_, first);

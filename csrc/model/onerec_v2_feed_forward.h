@@ -18,8 +18,7 @@ class FeedForward {
   FeedForward(const OneRecV2& model, const std::vector<std::int64_t>& step_rows, OpContext& context,
               PassMemory& memory);
 
-  // h += FFN(RMSNorm(h)) for the live rows. `next`: the norm of h that is read behind it.
-  // `reader` multiplies that.
+  // h += FFN(RMSNorm(h)) for the live rows. `next`: the norm of h that is read behind it, and multiplied by `reader`.
   void add_to(const Matrix& h, const LayerWeights& layer, const Extent& rows, ResidualStream& stream,
               const RmsNormParams& next, const LinearWeight* reader);
 

@@ -149,4 +149,8 @@ bool workspace_ready(OpContext& context, const char* op, std::size_t bytes) {
   return true;
 }
 
+void refuse_kernel(const char* op) {
+  throw InternalError(concat("[", op, "] got a backend that has no such kernel, want its parts. Issue them."));
+}
+
 }  // namespace onerec

@@ -53,4 +53,17 @@ void check_same_or_apart(const OpContext& context, const char* op, const char* a
 // enough and returns true: run the op.
 bool workspace_ready(OpContext& context, const char* op, std::size_t bytes);
 
+// An op that is made of others, whose params every part checks: `kernel()` does it in their place if `at_once` says so.
+template <class Params, class Kernel>
+void issue_as_one(OpContext& context, const Params& params, bool at_once, void (*parts)(OpContext&, const Params&),
+                  const Kernel& kernel) {
+  if (!at_once) return parts(context, params);
+  OpContext checking = context.checking();
+  parts(checking, params);
+  kernel();
+}
+
+// For backends without the kernel of an op that is made of others.
+[[noreturn]] void refuse_kernel(const char* op);
+
 }  // namespace onerec

@@ -1,6 +1,5 @@
 #include "ops/combine_norm.h"
 
-#include "core/error.h"
 #include "ops/backend.h"
 #include "ops/checks.h"
 
@@ -30,15 +29,10 @@ bool norm_comes_with(const OpContext& context, const CombineNormParams& params) 
 
 void combine_norm(OpContext& context, const CombineNormParams& params) {
   check(context, params);
-  if (!norm_comes_with(context, params)) return issue_parts(context, params);
-  // The parts check their params.
-  OpContext checking = context.checking();
-  issue_parts(checking, params);
-  context.backend.combine_norm(context.stream, params);
+  issue_as_one(context, params, norm_comes_with(context, params), issue_parts,
+               [&] { context.backend.combine_norm(context.stream, params); });
 }
 
-void Backend::combine_norm(Stream&, const CombineNormParams&) {
-  throw InternalError("[combine_norm] got a backend that has no such kernel, want its parts. Issue them.");
-}
+void Backend::combine_norm(Stream&, const CombineNormParams&) { refuse_kernel(kOp); }
 
 }  // namespace onerec

@@ -49,8 +49,6 @@ void grouped_swiglu(OpContext& context, const GroupedSwigluParams& params) {
   swiglu(context, {.gate_up = params.gate_up, .width = params.width, .quantized = params.quantized, .rows = rows});
 }
 
-void Backend::grouped_swiglu(Stream&, const GroupedSwigluParams&) {
-  throw InternalError("[grouped_swiglu] got a backend that has no such kernel, want its parts. Issue them.");
-}
+void Backend::grouped_swiglu(Stream&, const GroupedSwigluParams&) { refuse_kernel(kOp); }
 
 }  // namespace onerec

@@ -1,6 +1,5 @@
 #include "ops/linear_norm.h"
 
-#include "core/error.h"
 #include "ops/backend.h"
 #include "ops/checks.h"
 
@@ -30,15 +29,10 @@ bool norm_comes_with(const OpContext& context, const LinearNormParams& params) {
 
 void linear_norm(OpContext& context, const LinearNormParams& params) {
   check(context, params);
-  if (!norm_comes_with(context, params)) return issue_parts(context, params);
-  // The parts check their params.
-  OpContext checking = context.checking();
-  issue_parts(checking, params);
-  context.backend.linear_norm(context.stream, params);
+  issue_as_one(context, params, norm_comes_with(context, params), issue_parts,
+               [&] { context.backend.linear_norm(context.stream, params); });
 }
 
-void Backend::linear_norm(Stream&, const LinearNormParams&) {
-  throw InternalError("[linear_norm] got a backend that has no such kernel, want its parts. Issue them.");
-}
+void Backend::linear_norm(Stream&, const LinearNormParams&) { refuse_kernel(kOp); }
 
 }  // namespace onerec

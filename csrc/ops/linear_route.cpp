@@ -32,15 +32,10 @@ void linear_route(OpContext& context, const LinearRouteParams& params) {
   // A tap wants to see the product's input.
   const bool at_once =
       context.fused && !context.measuring && context.tap == nullptr && context.backend.fuses_linear_route(params);
-  if (!at_once) return issue_parts(context, params);
-  // The parts check their params.
-  OpContext checking = context.checking();
-  issue_parts(checking, params);
-  context.backend.linear_route(context.stream, params, context.workspace);
+  issue_as_one(context, params, at_once, issue_parts,
+               [&] { context.backend.linear_route(context.stream, params, context.workspace); });
 }
 
-void Backend::linear_route(Stream&, const LinearRouteParams&, Workspace) {
-  throw InternalError("[linear_route] got a backend that has no such kernel, want its parts. Issue them.");
-}
+void Backend::linear_route(Stream&, const LinearRouteParams&, Workspace) { refuse_kernel(kOp); }
 
 }  // namespace onerec

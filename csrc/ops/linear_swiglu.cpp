@@ -59,8 +59,6 @@ void linear_swiglu(OpContext& context, const LinearSwigluParams& params) {
                    .rows = params.rows});
 }
 
-void Backend::linear_swiglu(Stream&, const LinearSwigluParams&, Workspace) {
-  throw InternalError("[linear_swiglu] got a backend that has no such kernel, want its parts. Issue them.");
-}
+void Backend::linear_swiglu(Stream&, const LinearSwigluParams&, Workspace) { refuse_kernel(kOp); }
 
 }  // namespace onerec

@@ -69,15 +69,10 @@ bool prepared_at_once(const OpContext& context, const PreparedLinearParams& para
 
 void prepared_linear(OpContext& context, const PreparedLinearParams& params) {
   check(context, params);
-  if (!prepared_at_once(context, params)) return issue_parts(context, params);
-  // The parts check their params.
-  OpContext checking = context.checking();
-  issue_parts(checking, params);
-  context.backend.prepared_linear(context.stream, params);
+  issue_as_one(context, params, prepared_at_once(context, params), issue_parts,
+               [&] { context.backend.prepared_linear(context.stream, params); });
 }
 
-void Backend::prepared_linear(Stream&, const PreparedLinearParams&) {
-  throw InternalError("[prepared_linear] got a backend that has no such kernel, want its parts. Issue them.");
-}
+void Backend::prepared_linear(Stream&, const PreparedLinearParams&) { refuse_kernel(kOp); }
 
 }  // namespace onerec

@@ -42,17 +42,12 @@ void routed_feed_forward(OpContext& context, const RoutedFeedForwardParams& para
   // Addresses may decide what can be fused, and those of a measuring pass are not the real ones: it measures both ways.
   // A tap wants to see both inputs.
   const bool ready = workspace_ready(context, kOp, context.backend.routed_feed_forward_workspace(params));
-  if (!ready || !context.fused || context.tap != nullptr || !context.backend.fuses_routed_feed_forward(params)) {
-    return issue_parts(context, params);
-  }
-  // The parts check their params.
-  OpContext checking = context.checking();
-  issue_parts(checking, params);
-  context.backend.routed_feed_forward(context.stream, params, context.workspace);
+  const bool at_once =
+      ready && context.fused && context.tap == nullptr && context.backend.fuses_routed_feed_forward(params);
+  issue_as_one(context, params, at_once, issue_parts,
+               [&] { context.backend.routed_feed_forward(context.stream, params, context.workspace); });
 }
 
-void Backend::routed_feed_forward(Stream&, const RoutedFeedForwardParams&, Workspace) {
-  throw InternalError("[routed_feed_forward] got a backend that has no such kernel, want its parts. Issue them.");
-}
+void Backend::routed_feed_forward(Stream&, const RoutedFeedForwardParams&, Workspace) { refuse_kernel(kOp); }
 
 }  // namespace onerec

@@ -29,6 +29,7 @@ from onerec_engine.reference import (  # noqa: E402
 )
 from onerec_engine.reference.numerics import RMSNorm  # noqa: E402
 from onerec_engine.reference.quantize import (  # noqa: E402
+    dequantize_e4m3,
     norm_code_scale,
     quantize_block_128x128,
     quantize_norm_rows,
@@ -301,3 +302,21 @@ def test_nothing_to_compute(name: str):
         assert case.reference(ops).shape == case.tuples.shape
         found = beam_search(case.model, case.context, beam_width=4, trie=trie, ops=ops)
         assert found.codes.shape == (0, 4, case.config.levels)
+
+
+@pytest.mark.parametrize(("gamma", "most"), [("ones", 1.02), ("lognormal", 1.15), ("one of 32", 1.05)])
+def test_codes_of_norms_are_about_as_accurate_as_those_by_the_largest_value(gamma: str, most: float):
+    """Room for a row's growth costs little, though most factors may be small beside the largest one."""
+    random = torch.Generator().manual_seed(0)
+    x, factors = torch.randn(64, 1792, generator=random), torch.ones(1792)
+    if gamma == "lognormal":
+        factors = torch.randn(1792, generator=random).exp()
+    elif gamma == "one of 32":
+        factors[0] = 32
+    want = Emulated("fp32").norm(x, RMSNorm(1792, 1e-6)).detach() * factors
+
+    def error(coded: tuple[torch.Tensor, torch.Tensor]) -> float:
+        got = dequantize_e4m3(coded[0]) * coded[1][:, None]
+        return float((got - want)[:, 1:].norm() / want[:, 1:].norm())
+
+    assert error(quantize_norm_rows(x, factors, 1e-6)) <= most * error(quantize_rows(want))

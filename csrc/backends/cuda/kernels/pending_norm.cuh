@@ -13,11 +13,8 @@ __device__ __forceinline__ float root_power(float mean_square) {
   constexpr int kBound = 48;
   const int exponent = static_cast<int>(bits_as<std::uint32_t>(mean_square) >> 23 & 0xffu) - 127;
   const int half = (exponent + 1) >> 1;
-  return bits_as<float>(static_cast<std::uint32_t>((half < -kBound  ? -kBound
-                                                    : half > kBound ? kBound
-                                                                    : half) +
-                                                   127)
-                        << 23);
+  const int bounded = half < -kBound ? -kBound : half > kBound ? kBound : half;
+  return bits_as<float>(static_cast<std::uint32_t>(bounded + 127) << 23);
 }
 
 // 1 / power, of a power of two whose inverse is one of normal size.
