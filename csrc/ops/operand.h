@@ -36,6 +36,9 @@ struct Operand {
   float* scales = nullptr;
   std::int64_t scale_stride = 0;  // >= rows
   PendingNorm pending = {};       // of kPerRow codes
+  // Of kPerRow codes that an op is to write: a power of two by which no value that it can make is beyond 448. The op
+  // may take it for the scale of every row in place of what each row's largest value asks for. 0: none is known.
+  float static_scale = 0.0f;
 
   bool quantized() const { return scale_kind != ScaleKind::kNone; }
 };
