@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "model/static_scale.h"
+
 namespace onerec {
 
 ContextProcessor::ContextProcessor(const OneRecV2& model, const PassShape& shape, OpContext& context,
@@ -36,6 +38,12 @@ ContextProcessor::ContextProcessor(const OneRecV2& model, const PassShape& shape
       if (i < weights.projections.size()) width = weights.projections[i].outputs;
     }
   }
+}
+
+float ContextProcessor::values_scale(std::int64_t group) const {
+  const OneRecV2Weights& weights = model_.tensors();
+  const auto& norms = split_ == 2 ? weights.v_norms : weights.k_norms;
+  return attention_static_scale(norms[static_cast<std::size_t>(group)]->values);
 }
 
 void ContextProcessor::encode(const PassInputs& inputs) {

@@ -17,6 +17,8 @@ class ContextProcessor {
   // Keys and values of group j: [context tokens, G_kv * d_head]; the same memory where S_kv = 1.
   ConstMatrix keys(std::int64_t group) const { return slice(group * split_); }
   ConstMatrix values(std::int64_t group) const { return slice(group * split_ + split_ - 1); }
+  // Operand::static_scale of what attention makes of the values; 0: not known.
+  float values_scale(std::int64_t group) const;
 
  private:
   Matrix slice(std::int64_t index) const { return rows_.columns(index * width_, width_); }

@@ -126,7 +126,8 @@ void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t
                               .kv_heads = config.num_context_kv_heads,
                               .head_dim = config.head_dim,
                               .scale = config.attention_scale};
-  const Operand codes = first_rows(attended_x_, rows.capacity);
+  Operand codes = first_rows(attended_x_, rows.capacity);
+  codes.static_scale = context_processor_.values_scale(group);
   const LinearParams product = output_product(codes, layer.cross_o, h, rows);
   const RmsNormParams next = norm(h, layer.self_norm, x, rows);
   const QuantizeParams quantizer{.x = attended, .quantized = codes, .rows = rows};

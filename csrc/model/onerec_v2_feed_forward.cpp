@@ -101,7 +101,8 @@ void FeedForward::add_to(const Matrix& h, const LayerWeights& layer, const Exten
 FeedForward::Network FeedForward::network(const FeedForwardWeights& weights, const Operand& x,
                                           const ConstMatrix& residual, const Matrix& out, const Extent& rows) const {
   const Matrix gate_up = reshape(gate_up_, rows.capacity, 2 * weights.width);
-  const Operand hidden = reshape(hidden_, rows.capacity, weights.width);
+  Operand hidden = reshape(hidden_, rows.capacity, weights.width);
+  hidden.static_scale = weights.gate_up.get()->static_scale;
   const LinearParams first{
       .x = x, .weight = weights.gate_up.get(), .bias = weights.gate_up.bias_data(), .y = gate_up, .rows = rows};
   return {.first = first,

@@ -23,7 +23,8 @@ class Declaration {
 
   // Tensors `names`, each `rows[i]` outputs of `inputs`, stacked.
   LinearLayer linear(const std::string& fused, const std::vector<std::string>& names,
-                     const std::vector<std::int64_t>& rows, std::int64_t inputs, WeightFormat format, bool bias) {
+                     const std::vector<std::int64_t>& rows, std::int64_t inputs, WeightFormat format, bool bias,
+                     const DeviceArray* gated_norm = nullptr) {
     std::vector<WeightTable::Part> parts;
     std::int64_t row = 0;
     for (std::size_t i = 0; i < names.size(); ++i) {
@@ -33,8 +34,8 @@ class Declaration {
     const std::int64_t outputs = pad_to(row, kPadding);
     LinearLayer layer;
     layer.outputs = outputs;
-    layer.weight =
-        &table_.add_linear(fused, 1, outputs, pad_to(inputs, kPadding), format, precision_.activation, parts);
+    layer.weight = &table_.add_linear(fused, 1, outputs, pad_to(inputs, kPadding), format, precision_.activation, parts,
+                                      bias ? nullptr : gated_norm);
     if (bias) {
       std::vector<std::string> biases;
       for (const auto& name : names) biases.push_back(name + ".bias");
@@ -48,12 +49,12 @@ class Declaration {
     return linear(name, {name}, {outputs}, inputs, format, bias);
   }
 
-  FeedForwardWeights feed_forward(const std::string& prefix, std::int64_t width) {
+  FeedForwardWeights feed_forward(const std::string& prefix, std::int64_t width, const DeviceArray* norm) {
     const std::int64_t d = config_.hidden_size;
     FeedForwardWeights ffn;
     ffn.width = width;
     ffn.gate_up = linear(prefix + "gate_up_proj", {prefix + "gate_proj", prefix + "up_proj"}, {width, width}, d,
-                         precision_.linear, config_.mlp_bias);
+                         precision_.linear, config_.mlp_bias, norm);
     ffn.down = linear(prefix + "down_proj", d, width, precision_.linear, config_.mlp_bias);
     return ffn;
   }
@@ -102,14 +103,15 @@ class Declaration {
     w.moe = config_.is_moe_layer(index);
     const std::string mlp = prefix + "mlp.";
     if (!w.moe) {
-      w.dense = feed_forward(mlp, config_.intermediate_size);
+      w.dense = feed_forward(mlp, config_.intermediate_size, w.ffn_norm);
       return w;
     }
     w.router = linear(mlp + "gate", config_.n_routed_experts, d, WeightFormat::kDense, false);
     w.router_bias = vector(mlp + "gate.e_score_correction_bias", config_.n_routed_experts);
     w.experts = experts(mlp);
     if (config_.n_shared_experts > 0) {
-      w.shared = feed_forward(mlp + "shared_experts.", config_.n_shared_experts * config_.moe_intermediate_size);
+      w.shared = feed_forward(mlp + "shared_experts.", config_.n_shared_experts * config_.moe_intermediate_size,
+                              w.ffn_norm);
     }
     return w;
   }

@@ -8,6 +8,7 @@
 #include "core/bfloat16.h"
 #include "core/error.h"
 #include "core/float8.h"
+#include "model/static_scale.h"
 #include "ops/quantize_weight.h"
 
 namespace onerec {
@@ -90,6 +91,7 @@ struct WeightTable::Table {
 struct WeightTable::Linear {
   LinearWeightSource source;  // its pointers are set when it is packed
   std::vector<Part> parts;
+  const DeviceArray* gated_norm = nullptr;
   std::size_t missing = 0;
   std::vector<std::byte> values;  // staging, from the first part to packing
   std::vector<float> scales;
@@ -132,7 +134,8 @@ const DeviceArray& WeightTable::add_table(const std::string& name, std::int64_t 
 const std::unique_ptr<LinearWeight>& WeightTable::add_linear(const std::string& name, std::int64_t experts,
                                                              std::int64_t outputs, std::int64_t inputs,
                                                              WeightFormat format, DType dtype,
-                                                             const std::vector<Part>& parts) {
+                                                             const std::vector<Part>& parts,
+                                                             const DeviceArray* gated_norm) {
   auto& linear = *linears_.emplace_back(std::make_unique<Linear>());
   linear.source = {.name = name,
                    .experts = experts,
@@ -142,6 +145,7 @@ const std::unique_ptr<LinearWeight>& WeightTable::add_linear(const std::string& 
                    .dtype = format == WeightFormat::kDense ? dtype : DType::kE4M3};
   linear.parts = parts;
   linear.missing = parts.size();
+  linear.gated_norm = gated_norm;
   const std::string reason = backend_.why_not(linear.source);
   require(reason.empty(), "[", name, "] ", reason);
   for (std::size_t i = 0; i < parts.size(); ++i) {
@@ -180,7 +184,7 @@ void WeightTable::set_vector(Entry& entry, const TensorSource& source) {
   if (--vector.missing > 0) return;
   for (const float value : vector.staging) vector.array.magnitude = std::max(vector.array.magnitude, std::fabs(value));
   upload(vector.array, vector.staging.data(), vector.staging.size() * sizeof(float));
-  std::vector<float>().swap(vector.staging);
+  vector.array.values = std::move(vector.staging);
 }
 
 void WeightTable::set_table(Entry& entry, const TensorSource& source) {
@@ -250,6 +254,11 @@ void WeightTable::pack(Linear& linear) {
   linear.source.values = linear.values.data();
   linear.source.scales = linear.scales.empty() ? nullptr : linear.scales.data();
   linear.weight = backend_.pack_linear(linear.source);
+  if (linear.gated_norm != nullptr && linear.source.format == WeightFormat::kFp8Channel &&
+      backend_.takes_static_scales()) {
+    ensure(!linear.gated_norm->values.empty(), linear.source.name, " is set before the norm of its input");
+    linear.weight->static_scale = swiglu_static_scale(linear.source, linear.gated_norm->values);
+  }
   std::vector<std::byte>().swap(linear.values);
   std::vector<float>().swap(linear.scales);
 }

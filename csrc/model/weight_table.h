@@ -33,7 +33,8 @@ struct DeviceArray {
   std::unique_ptr<Buffer> buffer;
   const void* data() const { return buffer ? buffer->data() : nullptr; }
   const float* floats() const { return static_cast<const float*>(data()); }
-  float magnitude = 0.0f;  // the largest of a vector of FP32
+  std::vector<float> values;  // of a vector of FP32, in host memory too
+  float magnitude = 0.0f;     // the largest of them
 };
 
 // Filled in three strokes: the model declares what it needs (add_*), the loader sets every tensor in the order of
@@ -60,10 +61,12 @@ class WeightTable {
   enum class TableShape : std::uint8_t { kMatrix, kVector };
   const DeviceArray& add_table(const std::string& name, std::int64_t rows, std::int64_t cols, DType dtype,
                                TableShape shape = TableShape::kMatrix);
-  // A linear of experts x [outputs, inputs]; what no part covers is zero. `dtype` is that of dense values.
+  // A linear of experts x [outputs, inputs]; what no part covers is zero. `dtype` is that of dense values. `gated_norm`:
+  // that of its input, for a linear whose outputs are gates and ups, without a bias: LinearWeight::static_scale.
   const std::unique_ptr<LinearWeight>& add_linear(const std::string& name, std::int64_t experts, std::int64_t outputs,
                                                   std::int64_t inputs, WeightFormat format, DType dtype,
-                                                  const std::vector<Part>& parts);
+                                                  const std::vector<Part>& parts,
+                                                  const DeviceArray* gated_norm = nullptr);
 
   const std::vector<TensorSpec>& specs() const { return specs_; }
   // Converts, quantises where the format wants it, and packs a linear as soon as it is complete. Throws ArgumentError

@@ -37,6 +37,9 @@ class Backend {
   virtual std::string why_not(const LinearWeightSource& source) const = 0;
   virtual std::unique_ptr<LinearWeight> pack_linear(const LinearWeightSource& source) = 0;
 
+  // Whether any op takes Operand::static_scale.
+  virtual bool takes_static_scales() const { return false; }
+
   virtual std::size_t linear_workspace(const LinearParams&) const { return 0; }
   virtual void linear(Stream&, const LinearParams&, Workspace) = 0;
   // Whether linear_swiglu() does these params in one product; if not, the op issues its parts. Its workspace does not

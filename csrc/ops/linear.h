@@ -43,6 +43,8 @@ class LinearWeight {
   WeightFormat format = WeightFormat::kDense;
   DType dtype = DType::kF32;  // of the values; kE4M3 for codes
   std::size_t bytes = 0;      // device memory held
+  // Of gates above ups: Operand::static_scale of silu(gate) * up, whatever is multiplied; 0: not known.
+  float static_scale = 0.0f;
 };
 
 // The first step of every pack_linear(): throws ArgumentError for `reason`, why the backend cannot take the source

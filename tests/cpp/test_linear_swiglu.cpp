@@ -48,8 +48,12 @@ void check_codes(const SwigluProblem::Sizes& sizes) {
   SCOPED_TRACE(concat(sizes.inputs, " -> ", sizes.width, " rows ", sizes.counts[0], " of ", sizes.capacity));
   Runner runner;
   SwigluProblem problem(runner.backend(), sizes);
-  runner.run([&](OpContext& context) { linear_swiglu(context, problem.linear_params()); }, problem.outputs());
+  const LinearSwigluParams params = problem.linear_params();
+  runner.run([&](OpContext& context) { linear_swiglu(context, params); }, problem.outputs());
   problem.check();
+  if (sizes.static_scale == 0.0f) return;
+  const bool taken = runner.backend().fuses_linear_swiglu(params);
+  for (std::int64_t r = 0; r < sizes.counts[0]; ++r) ASSERT_EQ(problem.hidden.scales[r] == sizes.static_scale, taken);
 }
 
 TEST(LinearSwiglu, CodesOfAnyShape) {
@@ -57,6 +61,21 @@ TEST(LinearSwiglu, CodesOfAnyShape) {
   check_codes(sizes_of(1, 1, 1, 1));
   check_codes(sizes_of(5, 9, 131, 150));
   check_codes(sizes_of(5, 9, 257, 129, 0, DType::kF32));
+}
+
+// A scale that is known beforehand, with room for any row, is what tensor cores take; the parts look for the largest
+// value.
+TEST(LinearSwiglu, CodesByAStaticScale) {
+  const auto with_scale = [](SwigluProblem::Sizes sizes) {
+    sizes.static_scale = 4096.0f;
+    return sizes;
+  };
+  check_codes(with_scale(sizes_of(5, 9, 131, 150)));
+  check_codes(with_scale(sizes_of(kManyRows, kManyRows, 128, 128)));
+  if (test::test_device() == TestDevice::kSimt) return;
+  check_codes(with_scale(sizes_of(kManyRows + 44, kManyRows + 44, 272, 160, 16)));
+  check_codes(with_scale(sizes_of(3, kManyRows, 512, 96)));
+  check_codes(with_scale(sizes_of(0, kManyRows, 128, 128)));
 }
 
 // What tensor cores take: whole and partial tiles of rows, of columns, and of K.
@@ -191,6 +210,76 @@ TEST(LinearSwiglu, CodesAreThoseOfItsValues) {
             {&gate_up, &codes.codes, &codes.scales});
         ASSERT_TRUE(codes.codes.snapshot() == want.codes.snapshot());
         ASSERT_TRUE(codes.scales.snapshot() == want.scales.snapshot());
+      }
+    }
+  }
+}
+
+// Every kernel that makes codes by a static scale: those of the values that it stores otherwise, which are rounded once
+// more. What is beyond the scale saturates, and a NaN stays one.
+TEST(LinearSwiglu, StaticCodesAreThoseOfItsValues) {
+  constexpr int kBlockCounts[] = {4, 20, 132};
+  const std::vector<test::DenseKernel> kernels = test::dense_swiglu_kernels();
+  if (kernels.empty()) GTEST_SKIP() << "this device has no tensor cores";
+  constexpr std::int64_t kRows = 2300;
+  constexpr std::int64_t kNan = 700;
+  struct Case {
+    std::int32_t live;
+    std::int64_t inputs;
+    std::int64_t width;
+    float scale;
+  };
+  for (const Case& c :
+       {Case{static_cast<std::int32_t>(kRows), 144, 256, 64.0f}, Case{0, 128, 32, 1.0f}, Case{1, 128, 96, 16.0f},
+        Case{1000, 272, 1056, 0.25f}, Case{2050, 128, 3584, 64.0f}}) {
+    Runner runner;
+    Random random(9);
+    const TestWeight weight(runner.backend(), random, WeightFormat::kFp8Channel, DType::kE4M3, 1, 2 * c.width,
+                            c.inputs);
+    const TestInput x(random, WeightFormat::kFp8Channel, DType::kE4M3, kRows, c.inputs);
+    x.view().scales[5] = 0.0f;
+    x.view().scales[kNan] = std::numeric_limits<float>::quiet_NaN();
+    const TestArray<std::int32_t> count({c.live});
+    TestMatrix gate_up(DType::kBF16, kRows, 2 * c.width, 8);
+    TestMatrix y(DType::kBF16, kRows, c.width);
+    LinearSwigluParams params{.x = x.view(),
+                              .weight = weight.packed(),
+                              .width = c.width,
+                              .gate_up = gate_up.view(),
+                              .rows = {kRows, count.get()}};
+    for (const test::DenseKernel& kernel : kernels) {
+      params.y = y.view();
+      params.quantized = {};
+      runner.run_once([&](OpContext& context) {
+        if (!context.measuring) run_kernel(context.stream, params, y.view(), kernel, kBlockCounts[0]);
+      });
+      params.y = {};
+      for (const int blocks : kBlockCounts) {
+        SCOPED_TRACE(concat(kernel.name, ": ", c.inputs, " -> ", c.width, " rows ", c.live, " on ", blocks, " blocks"));
+        TestOperand codes(ScaleKind::kPerRow, kRows, c.width, 8);
+        params.quantized = codes.view();
+        params.quantized.static_scale = c.scale;
+        runner.run(
+            [&](OpContext& context) {
+              if (!context.measuring) run_static_codes_kernel(context.stream, params, kernel, blocks);
+            },
+            {&gate_up, &codes.codes, &codes.scales});
+        const auto code_of = [&](float value) { return from_e4m3(to_e4m3(value / c.scale)); };
+        for (std::int64_t r = 0; r < c.live; ++r) {
+          ASSERT_EQ(codes.scales[r], c.scale) << "row " << r;
+          for (std::int64_t col = 0; col < c.width; ++col) {
+            const auto got = static_cast<float>(codes.codes.get(r, col));
+            const auto value = static_cast<float>(y.get(r, col));
+            if (r == kNan) {
+              ASSERT_TRUE(std::isnan(got) && std::isnan(value)) << "row " << r << " column " << col;
+              continue;
+            }
+            const float room = std::fabs(value) * 0x1p-8f;
+            ASSERT_GE(got, code_of(value - room)) << "row " << r << " column " << col << " of " << value;
+            ASSERT_LE(got, code_of(value + room)) << "row " << r << " column " << col << " of " << value;
+          }
+        }
+        for (std::int64_t r = c.live; r < kRows; ++r) ASSERT_TRUE(std::isnan(codes.scales[r])) << "row " << r;
       }
     }
   }

@@ -19,6 +19,7 @@ void norm_gemm(Stream&, const LinearNormParams&, int, int) { refuse("linear_norm
 
 void swiglu_gemm(Stream&, const LinearSwigluParams&, const Matrix&, int, int) { refuse("linear_swiglu"); }
 
+void swiglu_static_codes_gemm(Stream&, const LinearSwigluParams&, int, int) { refuse("linear_swiglu"); }
 void swiglu_codes_gemm(Stream&, const LinearSwigluParams&, int, int, Workspace) { refuse("linear_swiglu"); }
 
 void grouped_gemm(Stream&, const GroupedLinearParams&, int, int) { refuse("grouped_linear"); }

@@ -23,6 +23,8 @@ class CudaBackend final : public Backend {
   std::string why_not(const LinearWeightSource& source) const override;
   std::unique_ptr<LinearWeight> pack_linear(const LinearWeightSource& source) override;
 
+  bool takes_static_scales() const override { return limits_.tensor_cores; }
+
   std::size_t linear_workspace(const LinearParams& params) const override;
   void linear(Stream& stream, const LinearParams& params, Workspace workspace) override;
   bool fuses_prepared_linear(const PreparedLinearParams& params) const override;

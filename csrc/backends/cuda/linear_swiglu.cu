@@ -19,9 +19,13 @@ std::size_t CudaBackend::linear_swiglu_workspace(const LinearSwigluParams& param
   return limits_.tensor_cores ? swiglu_codes_gemm_workspace(params) : 0;
 }
 
-// A block of the product has a part of a row's hidden columns, a scale of the codes needs all of them.
+// A block of the product has a part of a row's hidden columns. A scale of the codes that is not known beforehand needs
+// all of them.
 void CudaBackend::linear_swiglu(Stream& stream, const LinearSwigluParams& params, Workspace workspace) {
   const int config = choose_swiglu_gemm(params, limits_.multiprocessors);
+  if (swiglu_static_codes_gemm_takes(params)) {
+    return swiglu_static_codes_gemm(stream, params, config, limits_.multiprocessors);
+  }
   if (swiglu_codes_gemm_takes(params)) {
     return swiglu_codes_gemm(stream, params, config, limits_.multiprocessors, workspace);
   }

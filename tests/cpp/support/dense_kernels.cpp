@@ -67,6 +67,11 @@ void run_kernel(Stream& stream, const LinearSwigluParams& params, const Matrix& 
   cuda::swiglu_gemm(stream, params, hidden, kernel.config, blocks);
 }
 
+void run_static_codes_kernel(Stream& stream, const LinearSwigluParams& params, const DenseKernel& kernel, int blocks) {
+  ensure(cuda::swiglu_static_codes_gemm_takes(params), "the kernel does not take these params");
+  cuda::swiglu_static_codes_gemm(stream, params, kernel.config, blocks);
+}
+
 std::size_t codes_workspace(const LinearSwigluParams& params) { return cuda::swiglu_codes_gemm_workspace(params); }
 
 void run_codes_kernel(Stream& stream, const LinearSwigluParams& params, const DenseKernel& kernel, int blocks,
@@ -88,6 +93,8 @@ void run_kernel(Stream&, const LinearParams&, const DenseKernel&, int) {}
 void run_kernel(Stream&, const LinearNormParams&, const DenseKernel&, int) {}
 
 void run_kernel(Stream&, const LinearSwigluParams&, const Matrix&, const DenseKernel&, int) {}
+
+void run_static_codes_kernel(Stream&, const LinearSwigluParams&, const DenseKernel&, int) {}
 
 std::size_t codes_workspace(const LinearSwigluParams&) { return 0; }
 

@@ -30,6 +30,9 @@ void run_kernel(Stream& stream, const LinearNormParams& params, const DenseKerne
 void run_kernel(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, const DenseKernel& kernel,
                 int blocks);
 
+// Its codes by a static scale.
+void run_static_codes_kernel(Stream& stream, const LinearSwigluParams& params, const DenseKernel& kernel, int blocks);
+
 // The same with codes of `hidden`, for params that are taken: the params' quantised result is written, and gate_up.
 std::size_t codes_workspace(const LinearSwigluParams& params);
 void run_codes_kernel(Stream& stream, const LinearSwigluParams& params, const DenseKernel& kernel, int blocks,

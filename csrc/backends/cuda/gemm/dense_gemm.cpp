@@ -62,6 +62,12 @@ std::string name_of(const GemmConfig& c) {
 // With fewer rows, what is to be cleared and the wait for the last tiles cost more than is gained (tune_gemms).
 constexpr std::int64_t kLeastCodedRows = 4096;
 
+bool codes_at_vectors(const Operand& codes) {
+  constexpr std::uintptr_t kCodes = 8;  // stored at a time
+  return codes.values.data != nullptr && reinterpret_cast<std::uintptr_t>(codes.values.data) % kCodes == 0 &&
+         static_cast<std::uintptr_t>(codes.values.stride) % kCodes == 0;
+}
+
 bool may_be_coded(const LinearSwigluParams& p) {
   return p.weight->format == WeightFormat::kFp8Channel && p.quantized.scale_kind == ScaleKind::kPerRow &&
          p.rows.capacity >= kLeastCodedRows;
@@ -116,11 +122,13 @@ bool swiglu_gemm_takes(const LinearSwigluParams& p) {
          at_vector(p.bias) && at_vector(weight_of(p.weight).values()) && at_vector(weight_of(p.weight).scales());
 }
 
+bool swiglu_static_codes_gemm_takes(const LinearSwigluParams& p) {
+  return codes_at_vectors(p.quantized) && p.quantized.scale_kind == ScaleKind::kPerRow &&
+         p.quantized.static_scale > 0.0f && swiglu_gemm_takes(p);
+}
+
 bool swiglu_codes_gemm_takes(const LinearSwigluParams& p) {
-  constexpr std::uintptr_t kCodes = 8;  // stored at a time
-  return p.quantized.values.data != nullptr && may_be_coded(p) && swiglu_gemm_takes(p) &&
-         reinterpret_cast<std::uintptr_t>(p.quantized.values.data) % kCodes == 0 &&
-         static_cast<std::uintptr_t>(p.quantized.values.stride) % kCodes == 0;
+  return codes_at_vectors(p.quantized) && may_be_coded(p) && swiglu_gemm_takes(p);
 }
 
 std::size_t swiglu_codes_gemm_workspace(const LinearSwigluParams& p) {

@@ -45,6 +45,12 @@ int choose_swiglu_gemm(const LinearSwigluParams& params, int multiprocessors);
 void swiglu_gemm(Stream& stream, const LinearSwigluParams& params, const Matrix& hidden, int config,
                  int multiprocessors);
 
+// Whether swiglu_static_codes_gemm takes `params`: what swiglu_gemm takes, as codes by a static scale.
+bool swiglu_static_codes_gemm_takes(const LinearSwigluParams& params);
+
+// Codes of silu(gate) * up by the static scale. Writes nothing else.
+void swiglu_static_codes_gemm(Stream& stream, const LinearSwigluParams& params, int config, int multiprocessors);
+
 // Whether swiglu_codes_gemm takes `params`: what swiglu_gemm takes, quantised with a scale per row, of at least as many
 // rows as are worth it.
 bool swiglu_codes_gemm_takes(const LinearSwigluParams& params);

@@ -22,7 +22,9 @@ struct DenseGemmCall {
   std::int64_t residual_stride = 0;
   void* y = nullptr;
   std::int64_t y_stride = 0;
-  void* progress = nullptr;  // room for the words of a DirectProgress; null: no codes of y. SwiGLU
+  // Codes of y; SwiGLU. Either of the first two is given.
+  void* progress = nullptr;   // room for the words of a DirectProgress: by the rows' largest values
+  float static_scale = 0.0f;  // > 0: by this scale, in place of y
   void* codes = nullptr;
   std::int64_t codes_stride = 0;
   float* code_scales = nullptr;

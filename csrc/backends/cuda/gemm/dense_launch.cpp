@@ -98,6 +98,15 @@ void swiglu_gemm(Stream& stream, const LinearSwigluParams& params, const Matrix&
   run_direct(stream, call, {.x = params.x.pending}, direct_swiglu_fp8(kSwigluConfigs[config]), "linear_swiglu");
 }
 
+void swiglu_static_codes_gemm(Stream& stream, const LinearSwigluParams& params, int config, int multiprocessors) {
+  DenseGemmCall call = call_of(stream, params.x, params.weight, params.bias, {}, params.rows, multiprocessors);
+  call.static_scale = params.quantized.static_scale;
+  call.codes = params.quantized.values.data;
+  call.codes_stride = params.quantized.values.stride;
+  call.code_scales = params.quantized.scales;
+  run_direct(stream, call, {.x = params.x.pending}, direct_swiglu_codes_fp8(kSwigluConfigs[config]), "linear_swiglu");
+}
+
 void swiglu_codes_gemm(Stream& stream, const LinearSwigluParams& params, int config, int multiprocessors,
                        Workspace workspace) {
   DenseGemmCall call =

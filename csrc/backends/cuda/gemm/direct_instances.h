@@ -29,5 +29,7 @@ DirectRunner split_normed_fp8(const GemmConfig& config);
 // The same for silu(gate) * up in place of y: the call's outputs are the weight's, y and the residual (null) have half
 // as many columns. With codes, if the call has memory for their progress.
 DirectRunner direct_swiglu_fp8(const GemmConfig& config);
+// For calls with a static scale.
+DirectRunner direct_swiglu_codes_fp8(const GemmConfig& config);
 
 }  // namespace onerec::cuda

@@ -14,7 +14,8 @@
 //   and SwiGLU, wait until the next tile's products are under way; a residual comes through the ring as one more step
 //   of the tile; where the next tile is the loading thread has worked out. The second warpgroup is a step behind the
 //   first.
-// * Codes of the result, where they are asked for: made while later tiles are multiplied (direct_codes.cuh).
+// * Codes of the result, where they are asked for: by a scale that is known beforehand they are what is stored. Else they
+//   are made while later tiles are multiplied (direct_codes.cuh).
 // * The start: the first weights are brought before the previous kernel has ended.
 #pragma once
 
@@ -38,18 +39,18 @@ __global__ void __cluster_dims__(Tile::kCluster, 1, 1) __launch_bounds__(Tile::k
     }
     publish_barriers();
   }
-  if constexpr (Tile::kSwiglu) {
+  if constexpr (Tile::kCoding) {
     if (threadIdx.x == 0) *shared.stored = 0;
     if (threadIdx.x < Tile::kMultiplierWarps) shared.finished[threadIdx.x] = 0;
     __syncthreads();
   }
   __syncwarp();
   meet_cluster();
-  const bool coded = Tile::kSwiglu && p.codes.progress != nullptr;
+  const bool coded = Tile::kCoding && p.codes.progress != nullptr;
   if (threadIdx.x < Tile::kMultipliers) {
     take_registers<Tile::kMultiplierRegisters>();
     DirectMultiplier<Tile>(p, shared).run();
-    if constexpr (Tile::kSwiglu) {
+    if constexpr (Tile::kCoding) {
       if (coded) help_to_code<Tile>(p, shared);
     }
   } else {
@@ -59,7 +60,7 @@ __global__ void __cluster_dims__(Tile::kCluster, 1, 1) __launch_bounds__(Tile::k
       DirectProducer<Tile>(p, shared).run();
     } else if (!coded || warp == 0 || warp > 1 + kCodingWarps) {
       wait_for_previous_kernel();
-    } else if constexpr (Tile::kSwiglu) {
+    } else if constexpr (Tile::kCoding) {
       if (warp == 1) {
         report_tiles(p, shared);
       } else {

@@ -46,7 +46,8 @@ kernels::DirectParams direct_params(const char* op, const DenseGemmCall& call) {
     params.codes = {.progress = static_cast<std::uint32_t*>(call.progress),
                     .codes = static_cast<std::uint8_t*>(call.codes),
                     .stride = call.codes_stride,
-                    .scales = call.code_scales};
+                    .scales = call.code_scales,
+                    .static_scale = call.static_scale};
   }
   return params;
 }
@@ -59,7 +60,7 @@ void run_direct(Stream& stream, const DenseGemmCall& call) {
                                    (params.columns + Tile::kColumns - 1) / Tile::kColumns);
   static const int resident = resident_clusters<Tile>(kOp);
   const int clusters = std::min({tiles.count(), resident, std::max(1, call.multiprocessors / Tile::kCluster)});
-  if constexpr (Tile::kSwiglu) {
+  if constexpr (Tile::kCoding) {
     if (params.codes.progress != nullptr) {
       constexpr int kThreads = 256;
       const std::int64_t words = kernels::DirectProgress(params.rows).words();

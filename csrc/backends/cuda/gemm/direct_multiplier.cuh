@@ -73,8 +73,8 @@ class DirectMultiplier {
   // registers and instructions to spare.
   enum class Moment { kBesideProducts, kAtTheEnd };
 
-  // What is left of a thread's last tile, rounded to BF16: kValues: y; kSwigluValues: pairs of gate and up. The rest is
-  // done while the next tile's first steps are multiplied.
+  // What is left of a thread's last tile, rounded to BF16: y, or with SwiGLU pairs of gate and up. The rest is done while
+  // the next tile's first steps are multiplied.
   struct Results {
     std::uint32_t words[Tile::kSums / 2];
     int row = kNone;         // the thread's first one
@@ -325,17 +325,23 @@ class DirectMultiplier {
     }
   }
 
+  // silu(gate) * up, of the words of a group and row.
+  __device__ __forceinline__ static void swiglu_of(int group, int half, const Results& results,
+                                                   float (&values)[kVectorColumns]) {
+    const std::uint32_t* const pairs = results.words + (group * 2 + half) * kVectorColumns;
+#pragma unroll
+    for (int i = 0; i < kVectorColumns; ++i) {
+      values[i] = silu_product(bits_as<float>(pairs[i] << 16), bits_as<float>(pairs[i] & 0xffff0000u));
+    }
+  }
+
   // A vector of y, of the words of a group and row.
   __device__ __forceinline__ Vector vector_of(int group, int half, const Results& results) const {
     if constexpr (!Tile::kSwiglu) {
       return held(group, half, results);
     } else {
-      const std::uint32_t* const pairs = results.words + (group * 2 + half) * kVectorColumns;
       float values[kVectorColumns];
-#pragma unroll
-      for (int i = 0; i < kVectorColumns; ++i) {
-        values[i] = silu_product(bits_as<float>(pairs[i] << 16), bits_as<float>(pairs[i] & 0xffff0000u));
-      }
+      swiglu_of(group, half, results, values);
       return rounded(values);
     }
   }
@@ -343,6 +349,7 @@ class DirectMultiplier {
   // The part of the last tile that is finished in a step of the next one.
   template <Moment kMoment>
   __device__ __forceinline__ void store(int step, Results& results) const {
+    if constexpr (Tile::kCodes) return store_codes_of<kMoment>(step, results);
     __nv_bfloat162 largest[2] = {bits_as<__nv_bfloat162>(0u), bits_as<__nv_bfloat162>(0u)};
 #pragma unroll
     for (int i = 0; i < Tile::kStepGroups; ++i) {
@@ -357,7 +364,7 @@ class DirectMultiplier {
         }
       }
     }
-    if constexpr (Tile::kSwiglu) {
+    if constexpr (Tile::kCoding) {
       if (p_.codes.progress == nullptr) return;
       // Even and odd columns of the two rows.
       const __nv_bfloat162 rows =
@@ -373,6 +380,30 @@ class DirectMultiplier {
     if (kMoment == Moment::kBesideProducts && !present) return;
     __nv_bfloat16* const row = p_.y + (results.row + half * 8) * p_.y_stride;
     store_whole(row + results.tile_column() + first_column(group), vector, present);
+  }
+
+  // The same as codes. The tile of the first columns also says what the rows' scales are.
+  template <Moment kMoment>
+  __device__ __forceinline__ void store_codes_of(int step, const Results& results) const {
+    const float inverse = inverse_power(p_.codes.static_scale);
+#pragma unroll
+    for (int i = 0; i < Tile::kStepGroups; ++i) {
+      const int group = step * Tile::kStepGroups + i;
+      if (group >= Tile::kGroups) break;
+      const bool in_row = results.tile_column() + group * Tile::kGroupColumns < p_.columns;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float values[kVectorColumns];
+        swiglu_of(group, half, results, values);
+        std::uint8_t* const row = p_.codes.codes + (results.row + half * 8) * p_.codes.stride;
+        const bool present = results.live(half) && in_row;
+        if (kMoment == Moment::kBesideProducts && !present) continue;
+        store_whole(row + results.tile_column() + first_column(group), codes_of(values, inverse), present);
+      }
+    }
+    if (step > 0 || results.tile_column() > 0 || lane_ % 4 > 1) return;
+    const int half = lane_ % 4;
+    if (results.live(half)) p_.codes.scales[results.row + half * 8] = p_.codes.static_scale;
   }
 
   // Bits of magnitudes are ordered as they are, NaN on top.

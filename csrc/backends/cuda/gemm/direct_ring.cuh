@@ -12,12 +12,13 @@
 
 namespace onerec::cuda::kernels {
 
-// Where codes of y go; kSwigluValues.
+// Where codes of y go.
 struct DirectCodes {
-  std::uint32_t* progress;  // the words of a DirectProgress; null: no codes
+  std::uint32_t* progress;  // kSwigluValues: the words of a DirectProgress; null: no codes
   std::uint8_t* codes;      // [rows, columns], 8-byte aligned rows
   std::int64_t stride;
-  float* scales;  // [rows]
+  float* scales;       // [rows]
+  float static_scale;  // kSwigluCodes: of all rows, a power of two
 };
 
 // The norm of the rows of y, left pending, and the one before it; of the split kernel.
@@ -54,7 +55,9 @@ struct DirectParams {
 template <int kOutputs_, int kCluster_, DirectResult kResult_>
 struct DirectTile {
   static constexpr DirectResult kResult = kResult_;
-  static constexpr bool kSwiglu = kResult == DirectResult::kSwigluValues;
+  static constexpr bool kSwiglu = is_swiglu(kResult);
+  static constexpr bool kCodes = kResult == DirectResult::kSwigluCodes;
+  static constexpr bool kCoding = kResult == DirectResult::kSwigluValues;  // has warps that may make codes of values
   static constexpr bool kAdded = kResult == DirectResult::kAddedValues;
   static constexpr int kTokens = 128;
   static constexpr int kOutputs = kOutputs_;
@@ -75,8 +78,8 @@ struct DirectTile {
   static constexpr int kMultiplierWarps = kMultipliers / 32;
   static constexpr int kThreads = kMultipliers + kWarpgroupThreads;
   // Of a thread, together no more than the block has.
-  static constexpr int kMultiplierRegisters = kSwiglu ? 224 : 232;
-  static constexpr int kOtherRegisters = kSwiglu ? 56 : 40;
+  static constexpr int kMultiplierRegisters = kCoding ? 224 : 232;
+  static constexpr int kOtherRegisters = kCoding ? 56 : 40;
   static constexpr int kSums = kMmaRows * kOutputs / kWarpgroupThreads;  // of a thread
   // A tile's results are finished in the first steps of the next one, so many groups in each.
   static constexpr int kStoreSteps = 4;
@@ -271,7 +274,7 @@ class DirectProducer {
           begin_step(place_.step, k, walk.tile_column());
           bring_tokens(k, walk.first_row());
         }
-        if constexpr (Tile::kSwiglu) count_step();
+        if constexpr (Tile::kCoding) count_step();
       }
       if constexpr (Tile::kAdded) bring_residual(walk.origin());
     }

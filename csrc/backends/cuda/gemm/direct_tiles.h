@@ -10,7 +10,12 @@ enum class DirectResult {
   kValues,        // y
   kAddedValues,   // y, added to a residual
   kSwigluValues,  // silu(gate) * up: gates and ups are a weight's halves
+  kSwigluCodes,   // the same as codes by a scale that is known beforehand
 };
+
+constexpr bool is_swiglu(DirectResult result) {
+  return result == DirectResult::kSwigluValues || result == DirectResult::kSwigluCodes;
+}
 
 // Clusters of blocks make tiles of neighbouring rows and the same columns. Such clusters of tiles are numbered: those
 // of neighbouring rows come first, so that what runs at a time shares what it reads of W, in bands of at most kBandRows
@@ -69,7 +74,7 @@ class DirectProgress {
 // columns of the result per thread, the copy engine brings the rows of W in another order: as boxes of a tensor with
 // the dimensions (b, q, i, group) besides K, whose strides are these. Column 8i + 2q + b of a group is
 //   kValues and kAddedValues: row nq + 2i + b of the group's 4n;
-//   kSwigluValues: the gate (b = 0) or the up (b = 1) of hidden column nq + i of the group's 4n.
+//   the others: the gate (b = 0) or the up (b = 1) of hidden column nq + i of the group's 4n.
 struct WeightBoxes {
   std::int64_t extents[4];
   std::int64_t strides[4];  // in rows of W
@@ -84,7 +89,7 @@ constexpr int vector_columns(int tile_columns) {
   return tile_columns % kResultGroup == 0 ? kResultVector : kResultVector / 2;
 }
 constexpr int group_rows(DirectResult result, int vector) {  // of W
-  return (result == DirectResult::kSwigluValues ? 2 : 1) * group_columns(vector);
+  return (is_swiglu(result) ? 2 : 1) * group_columns(vector);
 }
 
 // Boxes of `box_rows` rows of a weight of `outputs` rows, for `vector` columns per thread; both are multiples of
@@ -93,7 +98,7 @@ constexpr WeightBoxes weight_boxes(DirectResult result, int vector, std::int64_t
   const int columns = group_columns(vector);
   const std::int64_t groups = outputs / group_rows(result, vector);
   const int box_groups = box_rows / group_rows(result, vector);
-  if (result == DirectResult::kSwigluValues) {
+  if (is_swiglu(result)) {
     return {{2, 4, vector, groups}, {outputs / 2, vector, 1, columns}, {2, 4, vector, box_groups}};
   }
   return {{2, 4, vector / 2, groups}, {1, vector, 2, columns}, {2, 4, vector / 2, box_groups}};

@@ -66,8 +66,8 @@ inline constexpr GemmConfig kGemmConfigs[] = {
 };
 inline constexpr int kGemmConfigCount = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
 
-// Products with SwiGLU; tile_outputs counts gates and ups. direct_swiglu_fp8.cu builds them. An index is the name
-// towards swiglu_gemm().
+// Products with SwiGLU; tile_outputs counts gates and ups. direct_swiglu_fp8.cu and direct_swiglu_codes_fp8.cu build
+// them. An index is the name towards swiglu_gemm().
 inline constexpr GemmConfig kSwigluConfigs[] = {
     {GemmTypes::kFp8ToBf16, 128, 256, 128, 2, GemmSchedule::kDirect},
     {GemmTypes::kFp8ToBf16, 128, 128, 128, 2, GemmSchedule::kDirect},

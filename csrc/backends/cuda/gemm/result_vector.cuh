@@ -44,6 +44,35 @@ __device__ __forceinline__ void store_whole(__nv_bfloat16* to, const ResultVecto
       : "memory");
 }
 
+// Codes of neighbouring columns, four to a word.
+template <int kColumns>
+struct CodeVector {
+  std::uint32_t words[kColumns / 4];
+};
+
+// E4M3 of values in units of 1 / inverse, which is positive.
+template <int kColumns>
+__device__ __forceinline__ CodeVector<kColumns> codes_of(const float (&values)[kColumns], float inverse) {
+  CodeVector<kColumns> v;
+#pragma unroll
+  for (int i = 0; i < kColumns; i += 4) {
+    v.words[i / 4] = numbers_to_e4m3x4(values[i] * inverse, values[i + 1] * inverse, values[i + 2] * inverse,
+                                       values[i + 3] * inverse);
+  }
+  return v;
+}
+
+__device__ __forceinline__ void store_whole(std::uint8_t* to, const CodeVector<8>& v, bool present) {
+  asm volatile(
+      "{\n"
+      ".reg .pred present;\n"
+      "setp.ne.b32 present, %3, 0;\n"
+      "@present st.global.v2.u32 [%0], {%1, %2};\n"
+      "}" ::"l"(to),
+      "r"(v.words[0]), "r"(v.words[1]), "r"(static_cast<int>(present))
+      : "memory");
+}
+
 // Four codes.
 __device__ __forceinline__ void store_whole(std::uint8_t* to, std::uint32_t codes, bool present) {
   asm volatile(
@@ -54,6 +83,9 @@ __device__ __forceinline__ void store_whole(std::uint8_t* to, std::uint32_t code
       "}" ::"l"(to),
       "r"(codes), "r"(static_cast<int>(present))
       : "memory");
+}
+__device__ __forceinline__ void store_whole(std::uint8_t* to, const CodeVector<4>& v, bool present) {
+  store_whole(to, v.words[0], present);
 }
 
 }  // namespace onerec::cuda::kernels
