@@ -62,7 +62,8 @@ FlashPlan plan_flash(const CrossAttentionParams& p, const DeviceLimits& limits, 
                  .tile_rows = tile_rows};
   plan.items = unsplit * plan.splits;
   plan.blocks = static_cast<int>(std::min<std::int64_t>(plan.items, limits.multiprocessors));
-  if (plan.splits > 1) {
+  plan.paired = plan.splits == 2 && plan.items == plan.blocks;
+  if (plan.combined()) {
     const std::int64_t parts = plan.splits * p.rows_capacity * p.heads;
     plan.sums = arena.allocate_array<float>(parts * p.head_dim);
     plan.norms = arena.allocate_array<float>(parts * 2);
@@ -87,19 +88,19 @@ Kernel kernel_of(const CrossAttentionParams& p, const DeviceLimits& limits) {
   return at_vectors ? kernel_of_shape(p, limits) : Kernel::kPlain;
 }
 
-// Whether the kernel that adds up splits can make them.
-bool combines_codes(const CrossAttentionParams& p) {
+// Whether the kernels of the plan can make them.
+bool makes_codes(const CrossAttentionParams& p, const FlashPlan& plan) {
   constexpr std::int64_t kElements = kernels::kVector<kernels::bf16>;
-  return p.heads * p.head_dim <= kElements * kernels::kMostCombineThreads &&
-         rows_aligned(p.quantized.values, kElements);
+  if (!rows_aligned(p.quantized.values, kElements)) return false;
+  return plan.combined() ? p.heads * p.head_dim <= kElements * kernels::kMostCombineThreads
+                         : p.quantized.static_scale > 0.0f;
 }
 
 }  // namespace
 
 bool CudaBackend::fuses_cross_attention_codes(const CrossAttentionParams& params) const {
   Arena arena;
-  return kernel_of(params, limits_) == Kernel::kFlash && plan_flash(params, limits_, arena).splits > 1 &&
-         combines_codes(params);
+  return kernel_of(params, limits_) == Kernel::kFlash && makes_codes(params, plan_flash(params, limits_, arena));
 }
 
 std::size_t CudaBackend::cross_attention_workspace(const CrossAttentionParams& params) const {

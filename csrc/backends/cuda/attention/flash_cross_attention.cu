@@ -32,6 +32,15 @@ CUtensorMap query_map(const CrossAttentionParams& p, int group_heads) {
                             .box = {kernels::kPanelColumns, group_heads, kernels::rows_of_warpgroup(group_heads)}});
 }
 
+kernels::FlashCodes static_codes(const Operand& quantized) {
+  if (quantized.values.data == nullptr) return {};
+  return {.codes = static_cast<std::uint8_t*>(quantized.values.data),
+          .stride = quantized.values.stride,
+          .scales = quantized.scales,
+          .scale = quantized.static_scale,
+          .inverse = 1.0f / quantized.static_scale};
+}
+
 void combine(Stream& stream, const CrossAttentionParams& p, const FlashPlan& plan) {
   const kernels::AttentionSplits splits{.sums = plan.sums,
                                         .norms = reinterpret_cast<const float2*>(plan.norms),
@@ -41,7 +50,8 @@ void combine(Stream& stream, const CrossAttentionParams& p, const FlashPlan& pla
                                         .rows_end = p.row_offsets + p.batch,
                                         .out = static_cast<kernels::bf16*>(p.out.data),
                                         .out_stride = p.out.stride,
-                                        .quantized = code_rows(p.quantized)};
+                                        .quantized = code_rows(p.quantized),
+                                        .static_scale = p.quantized.static_scale};
   const std::int64_t vectors = p.heads * p.head_dim / kernels::kVector<kernels::bf16>;
   const auto threads = static_cast<unsigned>(std::min<std::int64_t>(
       (vectors + kernels::kWarp - 1) / kernels::kWarp * kernels::kWarp, kernels::kMostCombineThreads));
@@ -69,6 +79,7 @@ void flash_cross_attention(Stream& stream, const CrossAttentionParams& p, const 
       .schedule = {.requests = static_cast<int>(p.batch),
                    .groups = static_cast<int>(p.kv_heads),
                    .splits = plan.splits,
+                   .paired = plan.paired,
                    .row_tiles = static_cast<int>(plan.row_tiles),
                    .warpgroup_rows = kernels::rows_of_warpgroup(group_heads),
                    .tile_rows = plan.tile_rows,
@@ -76,6 +87,7 @@ void flash_cross_attention(Stream& stream, const CrossAttentionParams& p, const 
                    .items = static_cast<int>(plan.items)},
       .out = static_cast<__nv_bfloat16*>(p.out.data),
       .out_stride = p.out.stride,
+      .codes = plan.combined() ? kernels::FlashCodes{} : static_codes(p.quantized),
       .row_offsets = p.row_offsets,
       .context_offsets = p.context_offsets,
       .heads = static_cast<int>(p.heads),
@@ -87,7 +99,7 @@ void flash_cross_attention(Stream& stream, const CrossAttentionParams& p, const 
       .split_norms = reinterpret_cast<float2*>(plan.norms)};
   const auto run = p.head_dim == 64 ? launch_flash_head64 : launch_flash_head128;
   run(stream, plan.blocks, shared ? ContextTensors::kShared : ContextTensors::kSeparate, maps, arguments);
-  if (plan.splits > 1) combine(stream, p, plan);
+  if (plan.combined()) combine(stream, p, plan);
 }
 
 }  // namespace onerec::cuda

@@ -6,6 +6,7 @@
 
 namespace onerec::cuda {
 
+// Paired items have a block each.
 void launch_flash_head64(Stream& stream, int blocks, kernels::ContextTensors context,
                          const kernels::FlashAttentionMaps& maps, const kernels::FlashAttentionArguments& arguments);
 void launch_flash_head128(Stream& stream, int blocks, kernels::ContextTensors context,

@@ -7,15 +7,34 @@
 
 namespace onerec::cuda {
 
-template <int kHeadDim, kernels::ContextTensors kContext>
+template <class Config>
+constexpr auto flash_kernel() {
+  if constexpr (Config::kPaired) {
+    return kernels::paired_flash_attention<Config>;
+  } else {
+    return kernels::flash_attention<Config>;
+  }
+}
+
+template <int kHeadDim, kernels::ContextTensors kContext, bool kPaired>
 void launch_flash(Stream& stream, int blocks, const kernels::FlashAttentionMaps& maps,
                   const kernels::FlashAttentionArguments& arguments) {
-  using Config = kernels::FlashAttentionConfig<kHeadDim, kContext>;
-  launch(stream, "cross_attention", kernels::flash_attention<Config>,
+  using Config = kernels::FlashAttentionConfig<kHeadDim, kContext, kPaired>;
+  launch(stream, "cross_attention", flash_kernel<Config>(),
          {.grid = dim3(static_cast<unsigned>(blocks)),
           .block = dim3(Config::kThreads),
           .shared_bytes = Config::kSharedBytes},
          maps, arguments);
+}
+
+template <int kHeadDim, kernels::ContextTensors kContext>
+void launch_flash(Stream& stream, int blocks, const kernels::FlashAttentionMaps& maps,
+                  const kernels::FlashAttentionArguments& arguments) {
+  if (arguments.schedule.paired) {
+    launch_flash<kHeadDim, kContext, true>(stream, blocks, maps, arguments);
+  } else {
+    launch_flash<kHeadDim, kContext, false>(stream, blocks, maps, arguments);
+  }
 }
 
 template <int kHeadDim>

@@ -128,11 +128,13 @@ constexpr int choose_splits(std::int64_t blocks, std::int64_t tiles, int multipr
 }
 
 // All the work, by capacity, cut into items: a tile of rows of a request, a group, and a split of the context. Items
-// with the same keys follow each other, so that blocks that run side by side read them together.
+// with the same keys follow each other, so that blocks that run side by side read them together; or, paired, those with
+// the same queries, which are the two splits of their context.
 struct AttentionSchedule {
   int requests = 0;
   int groups = 0;
   int splits = 1;
+  bool paired = false;
   int row_tiles = 0;       // of a request
   int warpgroup_rows = 0;  // rows of a request that a warpgroup takes
   int tile_rows = 0;       // rows of a request in a tile: those of both warpgroups, or of the first alone
@@ -151,22 +153,26 @@ struct alignas(16) AttentionItem {
   int tiles = 0;        // of the context, walked from the last to the first: the one with an end comes first
   int last_token = 0;   // with which the last tile begins
   int last_tokens = 0;  // of the request in the last tile
-  int unused = 0;
+  int all_tiles = 0;    // of the request, in all splits
 };
 
 constexpr AttentionItem item_at(const AttentionSchedule& schedule, int index, const std::int32_t* row_offsets,
                                 const std::int32_t* context_offsets) {
-  const int row_tile = index % schedule.row_tiles;
-  index /= schedule.row_tiles;
-  const int split = index % schedule.splits;
-  index /= schedule.splits;
+  const int near = schedule.paired ? schedule.splits : schedule.row_tiles;
+  const int nearest = index % near;
+  index /= near;
+  const int far = schedule.paired ? schedule.row_tiles : schedule.splits;
+  const int next = index % far;
+  index /= far;
+  const int row_tile = schedule.paired ? next : nearest;
+  const int split = schedule.paired ? nearest : next;
   const int request = index / schedule.groups;
   const int tokens_begin = context_offsets[request];
   const int tokens = context_offsets[request + 1] - tokens_begin;
   const int rows_begin = row_offsets[request];
   const int rows = row_offsets[request + 1] - rows_begin - row_tile * schedule.tile_rows;
-  const TileRange tiles =
-      split_tiles((tokens + schedule.tile_tokens - 1) / schedule.tile_tokens, schedule.splits, split);
+  const int all_tiles = (tokens + schedule.tile_tokens - 1) / schedule.tile_tokens;
+  const TileRange tiles = split_tiles(all_tiles, schedule.splits, split);
   const int last = (tiles.end - 1) * schedule.tile_tokens;
 
   AttentionItem item;
@@ -177,6 +183,7 @@ constexpr AttentionItem item_at(const AttentionSchedule& schedule, int index, co
   item.tiles = tiles.end - tiles.begin;
   item.last_token = tokens_begin + last;
   item.last_tokens = tokens - last < schedule.tile_tokens ? tokens - last : schedule.tile_tokens;
+  item.all_tiles = all_tiles;
   return item;
 }
 
@@ -189,5 +196,15 @@ constexpr int live_rows(const AttentionItem& item, int warpgroup, int warpgroup_
 // A block does the items blockIdx, blockIdx + gridDim, ... . Those with live rows are numbered from 0 on; number n is
 // described, and has its queries, in slot n % 2.
 inline constexpr int kItemSlots = 2;
+
+// --- pairs ---
+
+// Paired, a block has one item, and the blocks of the two splits of the same queries are a pair, each in it the number
+// of its split. Every block finishes the queries of one warpgroup: the one with its number in the pair. The other
+// block's warpgroup of these queries sends its sums, thread by thread, in units of four: those of two columns of two
+// rows; then, as one more unit, what the sums are relative to. They come to where queries of a second item would be.
+inline constexpr int kUnitSums = 4;
+inline constexpr int kUnitBytes = kWarpgroup * kUnitSums * 4;
+constexpr bool finishes(const AttentionItem& item, int warpgroup) { return item.split == warpgroup; }
 
 }  // namespace onerec::cuda::kernels

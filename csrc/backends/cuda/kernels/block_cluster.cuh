@@ -1,5 +1,5 @@
-// Blocks that run together and send values to the shared memory of the first of them. For the host emulation, which has
-// no clusters, this merely compiles.
+// Blocks that run together and send values to each other's shared memory. For the host emulation, which has no
+// clusters, this merely compiles.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,8 @@ __device__ __forceinline__ std::uint32_t address_in_first_block(const void* shar
 }
 #endif
 
-// One thread of the first block, before it comes to the barrier of the cluster: `mail` will count `bytes` bytes.
+// One thread of a block that is sent to, before it comes to the barrier of the cluster: `mail` will count `bytes`
+// bytes.
 __device__ __forceinline__ void expect_mail(std::uint64_t* mail, int bytes) {
 #if defined(__CUDA_ARCH__)
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(own_shared_address(mail)) : "memory");
@@ -57,7 +58,31 @@ __device__ __forceinline__ void send_to_first_block(float* place, float value, s
 #endif
 }
 
-// Every thread of the first block: waits until all the bytes are there.
+// The address, for send_four(), that `shared` has in block `rank` of the cluster.
+__device__ __forceinline__ std::uint32_t address_in_cluster(const void* shared, int rank) {
+  std::uint32_t address = 0;
+#if defined(__CUDA_ARCH__)
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(own_shared_address(shared)), "r"(rank));
+#else
+  (void)shared;
+  (void)rank;
+#endif
+  return address;
+}
+
+// Puts four values at `place` of any block of the cluster, whose `mail` counts the bytes.
+__device__ __forceinline__ void send_four(std::uint32_t place, std::uint32_t mail, float a, float b, float c, float d) {
+#if defined(__CUDA_ARCH__)
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(place),
+      "f"(a), "f"(b), "f"(c), "f"(d), "r"(mail)
+      : "memory");
+#else
+  (void)place, (void)mail, (void)a, (void)b, (void)c, (void)d;
+#endif
+}
+
+// Every thread that reads what was sent: waits until all the bytes are there.
 __device__ __forceinline__ void wait_for_mail(std::uint64_t* mail) {
 #if defined(__CUDA_ARCH__)
   asm volatile(

@@ -17,7 +17,8 @@ struct AttentionSplits {
   const std::int32_t* rows_end = nullptr;  // the number of live rows
   bf16* out = nullptr;                     // aligned to 16 bytes, as is every row; not written where codes are
   std::int64_t out_stride = 0;
-  CodeRows quantized = {};  // kNone or kPerRow, then rows of codes are aligned to 8 bytes
+  CodeRows quantized = {};    // kNone or kPerRow, then rows of codes are aligned to 8 bytes
+  float static_scale = 0.0f;  // of all rows of codes; 0: each row's largest value decides
 };
 
 // The splits' results of eight columns of a row and head. Splits without tokens count for nothing; without any tokens
@@ -87,7 +88,8 @@ __global__ void __launch_bounds__(kMostCombineThreads) combine_attention_splits(
     return;
   }
   unpack<bf16>(rounded, values);
-  const float scale = e4m3_scale(block_max_magnitude(magnitude_of(values)));
+  const float scale =
+      args.static_scale > 0.0f ? args.static_scale : e4m3_scale(block_max_magnitude(magnitude_of(values)));
   if (threadIdx.x == 0) args.quantized.scales[row] = scale;
   if (live) store_codes(args.quantized.codes + row * args.quantized.stride + vector * 8, values, e4m3_inverse(scale));
 }

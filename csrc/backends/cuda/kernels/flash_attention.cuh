@@ -1,7 +1,8 @@
 // Cross-attention on tensor cores (sm_90a). Blocks stay on their multiprocessor and walk over items: a tile of rows of
 // one request and group, and the context of the request. One thread copies queries and context tiles into shared memory
 // and runs ahead into the next item; two warpgroups with 64 queries each multiply them, with a running maximum. The
-// scores of a tile are computed while the values of the tile before it are summed.
+// scores of a tile are computed while the values of the tile before it are summed. Where the context is cut into two
+// splits, the two blocks that have those of the same queries may be a pair, a cluster of two, and add up their sums.
 #pragma once
 
 #include "backends/cuda/kernels/async_shared.cuh"
@@ -255,13 +256,26 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
   };
   const auto store_pending = [&](const RunningSoftmax& of) {
     const AttentionItem item = *memory.item(pending);
-    const float denominator[2] = {sum_of_four_lanes(of.sum[0]), sum_of_four_lanes(of.sum[1])};
-    if (args.schedule.splits > 1) {
-      store_split<Config::kHeadDim>(args, live_queries(item), item.split, sums, of, denominator, thread_anew(thread));
-    } else {
+    const auto store = [&](const float (&denominator)[2]) {
       sync_warpgroup(consumer);  // all of its warps are done with the queries
       store_output<Config::kHeadDim>(args, live_queries(item), sums, denominator, memory.queries(consumer, pending),
                                      thread_anew(thread));
+    };
+    if constexpr (Config::kPaired) {
+      if (finishes(item, consumer)) {
+        float denominator[2];
+        add_part(memory, sums, of, denominator, thread_anew(thread));
+        store(denominator);
+      } else {
+        send_part(memory, consumer, sums, of, thread_anew(thread));
+      }
+    } else {
+      const float denominator[2] = {sum_of_four_lanes(of.sum[0]), sum_of_four_lanes(of.sum[1])};
+      if (args.split_sums != nullptr) {
+        store_split<Config::kHeadDim>(args, live_queries(item), item.split, sums, of, denominator, thread_anew(thread));
+      } else {
+        store(denominator);
+      }
     }
     __syncwarp();
     release(memory.item_emptied(pending), thread);
@@ -269,9 +283,11 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
   };
   const auto finish_pending = [&] {
     if (pending == kNone) return;
-    make_numerators();
-    start_sums();
-    finish_sums();
+    if (!Config::kPaired || use > 0) {  // a block of a pair may have no tiles, but its part in what follows
+      make_numerators();
+      start_sums();
+      finish_sums();
+    }
     store_pending(softmax);
   };
 
@@ -283,9 +299,15 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
     if (item.rows == 0) break;
     const WarpgroupQueries live = live_queries(item);
     if (item.tiles == 0 || live.count == 0) {
-      finish_pending();
+      if constexpr (!Config::kPaired) finish_pending();
+      if (Config::kPaired && item.tiles == 0 && item.all_tiles > 0 && live.count > 0) {
+        pending = slot;  // the other block has all tiles: it gets sums of 0, or sends its own
+        continue;
+      }
       if (item.tiles == 0) {
-        store_nothing<Config::kHeadDim>(args, live, item.split, thread);
+        if (!Config::kPaired || finishes(item, consumer)) {
+          store_nothing<Config::kHeadDim>(args, live, item.split, thread);
+        }
       } else {
         look_on(memory, item.tiles, use, thread);
       }
@@ -319,7 +341,7 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
       softmax = {};
       softmax.advance(scores, args.scale_log2);
       finish_sums();
-      if (pending != kNone) store_pending(before);
+      if (!Config::kPaired && pending != kNone) store_pending(before);
       cute::clear(sums);
       softmax.grew = false;
       pending = hidden(slot);
@@ -346,8 +368,7 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
 }
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, 1)
-    flash_attention(const __grid_constant__ FlashAttentionMaps maps, const FlashAttentionArguments args) {
+__device__ __forceinline__ void attend(const FlashAttentionMaps& maps, const FlashAttentionArguments& args) {
   static_assert(Config::kConsumers == 2, "they take turns");
   extern __shared__ __align__(1024) unsigned char flash_attention_shared[];
   const FlashAttentionMemory<Config> memory(flash_attention_shared);
@@ -367,9 +388,16 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         init_barrier(memory.emptied(ring, stage), kConsumerWarps);
       }
     }
+    if constexpr (Config::kPaired) expect_mail(memory.mail(), (Config::kUnits + 1) * kUnitBytes);
     publish_barriers();
   }
-  __syncthreads();
+  if constexpr (Config::kPaired) {
+    __syncwarp();
+    come_to_cluster_barrier();
+    wait_at_cluster_barrier();
+  } else {
+    __syncthreads();
+  }
   wait_for_previous_kernel();
   allow_next_kernel();
 
@@ -381,6 +409,19 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     take_registers<Config::kMultiplyRegisters>();
     attend_items(args, memory, warpgroup - 1);
   }
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    flash_attention(const __grid_constant__ FlashAttentionMaps maps, const FlashAttentionArguments args) {
+  attend<Config>(maps, args);
+}
+
+// Paired: a block for every item.
+template <class Config>
+__global__ void __cluster_dims__(kFlashWarpgroups, 1, 1) __launch_bounds__(Config::kThreads, 1)
+    paired_flash_attention(const __grid_constant__ FlashAttentionMaps maps, const FlashAttentionArguments args) {
+  attend<Config>(maps, args);
 }
 
 }  // namespace onerec::cuda::kernels

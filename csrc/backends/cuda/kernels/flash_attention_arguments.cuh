@@ -19,17 +19,28 @@ struct FlashAttentionMaps {
   CUtensorMap values;
 };
 
+// E4M3 codes of the rounded output by a scale known beforehand, in place of `out`.
+struct FlashCodes {
+  std::uint8_t* codes = nullptr;  // [rows, heads * head_dim], aligned to 8 bytes, as is every row; null: none
+  std::int64_t stride = 0;
+  float* scales = nullptr;  // [rows], all of them to be `scale`
+  float scale = 0.0f;       // a power of two
+  float inverse = 0.0f;     // 1 / scale
+};
+
 struct FlashAttentionArguments {
   AttentionSchedule schedule;
   __nv_bfloat16* out = nullptr;  // aligned to 16 bytes, as is every row
   std::int64_t out_stride = 0;
+  FlashCodes codes = {};
   const std::int32_t* row_offsets = nullptr;      // [batch + 1]
   const std::int32_t* context_offsets = nullptr;  // [batch + 1]
   int heads = 0;
   int group_heads = 0;  // heads that share keys and values
   std::uint32_t group_reciprocal = 0;
   float scale_log2 = 0.0f;  // scale * log2(e), > 0
-  // With several splits, `out` stays untouched and every split leaves what combine_attention_splits reads.
+  // With several splits that are not paired, `out` stays untouched, there are no codes, and every split leaves what
+  // combine_attention_splits reads. Else these are null.
   std::int64_t rows_capacity = 0;
   float* split_sums = nullptr;    // [splits, rows, heads, head_dim]
   float2* split_norms = nullptr;  // [splits, rows, heads]: log2 of the factor taken out of the sums, and the

@@ -12,9 +12,10 @@
 
 namespace onerec::cuda::kernels {
 
-template <int kHeadDim_, ContextTensors kContext_>
+template <int kHeadDim_, ContextTensors kContext_, bool kPaired_>
 struct FlashAttentionConfig {
   static constexpr int kHeadDim = kHeadDim_;
+  static constexpr bool kPaired = kPaired_;
   static constexpr bool kShared = kContext_ == ContextTensors::kShared;
   static constexpr int kConsumers = kFlashWarpgroups;  // warpgroups that multiply
   static constexpr int kTokens = tokens_of_tile(kHeadDim, kShared);
@@ -28,15 +29,22 @@ struct FlashAttentionConfig {
   static constexpr int kQueryBytes = kWarpgroupRows * kHeadDim * 2;  // of a warpgroup and slot
   static constexpr int kTileBytes = kTokens * kHeadDim * 2;
   static constexpr int kRingOffset = kConsumers * kItemSlots * kQueryBytes;
-  static constexpr int kMostBytes = 227 * 1024;  // of a block
-  static constexpr int kSmallBytes = 512;        // items and barriers, at most
+  static constexpr int kMostBytes = 227 * 1024;                // of a block
+  static constexpr int kMailBytes = kPaired ? kUnitBytes : 0;  // of the unit behind the sums
+  static constexpr int kSmallBytes = 512 + kMailBytes;         // with items and barriers, at most
   static constexpr int kMostStages = 5;
   static constexpr int kFittingStages = (kMostBytes - kSmallBytes - kRingOffset) / (kRings * kTileBytes);
   static constexpr int kStages = kFittingStages < kMostStages ? kFittingStages : kMostStages;
-  static constexpr int kItemOffset = kRingOffset + kRings * kStages * kTileBytes;
+  static constexpr int kMailOffset = kRingOffset + kRings * kStages * kTileBytes;
+  static constexpr int kItemOffset = kMailOffset + kMailBytes;
   static constexpr int kBarrierOffset = kItemOffset + kItemSlots * static_cast<int>(sizeof(AttentionItem));
-  static constexpr int kSharedBytes = kBarrierOffset + (kRings * kStages + kItemSlots) * 2 * 8;
+  static constexpr int kSharedBytes = kBarrierOffset + (kRings * kStages + kItemSlots) * 2 * 8 + (kPaired ? 8 : 0);
   static_assert(kStages >= 2, "two tiles are in use at a time");
+
+  // Sums of a thread, in units that are sent.
+  static constexpr int kUnits = kHeadDim / 2 / kUnitSums;
+  static constexpr int kSlotUnits = kQueryBytes / kUnitBytes;  // in a slot of queries
+  static_assert(kUnits == kConsumers * kSlotUnits, "the second slots of all warpgroups hold a warpgroup's sums");
   static_assert(kSharedBytes <= kMostBytes);
 
   // Registers per thread of the copying and of the multiplying warpgroups; together the 168 that all start with.
@@ -92,6 +100,13 @@ class FlashAttentionMemory {
   }
   __device__ std::uint64_t* filled(int ring, int stage) const { return ring_barriers(ring, stage); }
   __device__ std::uint64_t* emptied(int ring, int stage) const { return ring_barriers(ring, stage) + 1; }
+
+  // Of a pair: counts what is sent to this block, in the units from 0 to kUnits.
+  __device__ std::uint64_t* mail() const { return barriers() + 2 * (kItemSlots + Config::kRings * Config::kStages); }
+  __device__ unsigned char* sent(int unit) const {
+    if (unit == Config::kUnits) return shared_ + Config::kMailOffset;
+    return queries(unit / Config::kSlotUnits, 1) + unit % Config::kSlotUnits * kUnitBytes;
+  }
 
   static constexpr int kKeys = 0;
   static constexpr int kValues = Config::kRings - 1;

@@ -1,9 +1,13 @@
-// How a warpgroup of the tensor-core cross-attention stores what it has summed.
+// How a warpgroup of the tensor-core cross-attention stores what it has summed, or sends it to the other block of a
+// pair.
 #pragma once
 
 #include "backends/cuda/kernels/async_shared.cuh"
 #include "backends/cuda/kernels/attention_layout.cuh"
+#include "backends/cuda/kernels/block_cluster.cuh"
 #include "backends/cuda/kernels/flash_attention_arguments.cuh"
+#include "backends/cuda/kernels/flash_attention_memory.cuh"
+#include "backends/cuda/kernels/numeric.cuh"
 #include "backends/cuda/kernels/running_softmax.cuh"
 
 namespace onerec::cuda::kernels {
@@ -30,14 +34,32 @@ __device__ __forceinline__ std::int64_t query_offset(const FlashAttentionArgumen
   return row * row_stride + (index - row * args.group_heads) * head_stride;
 }
 
+// Of a warpgroup's first query in an array [rows, heads * head_dim].
 template <int kHeadDim>
-__device__ __forceinline__ __nv_bfloat16* first_output(const FlashAttentionArguments& args,
-                                                       const WarpgroupQueries& queries) {
-  return args.out + queries.first_row * args.out_stride + queries.first_head * kHeadDim;
+__device__ __forceinline__ std::int64_t first_offset(const WarpgroupQueries& queries, std::int64_t row_stride) {
+  return queries.first_row * row_stride + queries.first_head * kHeadDim;
 }
 
-// Divides the sums by the denominators and stores the live rows, in chunks of 16 bytes by way of the queries' memory,
-// which is free for the next copy behind it.
+// By the warpgroup that has the rows' first head.
+__device__ __forceinline__ void store_scales(const FlashAttentionArguments& args, const WarpgroupQueries& queries,
+                                             int thread) {
+  if (queries.first_head == 0 && thread * args.group_heads < queries.count) {
+    args.codes.scales[queries.first_row + thread] = args.codes.scale;
+  }
+}
+
+// Of eight rounded values.
+__device__ __forceinline__ uint2 codes_of(uint4 rounded, float inverse) {
+  float values[kChunkColumns];
+  unpack<bf16>(rounded, values);
+#pragma unroll
+  for (int i = 0; i < kChunkColumns; ++i) values[i] *= inverse;
+  return make_uint2(numbers_to_e4m3x4(values[0], values[1], values[2], values[3]),
+                    numbers_to_e4m3x4(values[4], values[5], values[6], values[7]));
+}
+
+// Divides the sums by the denominators and stores the live rows or their codes, in chunks of eight columns by way of
+// the queries' memory, which is free for the next copy behind it.
 template <int kHeadDim, class Sums>
 __device__ __forceinline__ void store_output(const FlashAttentionArguments& args, const WarpgroupQueries& queries,
                                              const Sums& sums, const float (&denominator)[2], unsigned char* shared,
@@ -64,15 +86,70 @@ __device__ __forceinline__ void store_output(const FlashAttentionArguments& args
     const int offset = chunk_offset(kWarpgroupRows, first + step * kRows, chunk);
     values[step] = *reinterpret_cast<const uint4*>(shared + offset);
   }
-  __nv_bfloat16* const to = first_output<kHeadDim>(args, queries) + chunk * kChunkColumns;
+  if (args.codes.codes == nullptr) {
+    __nv_bfloat16* const to = args.out + first_offset<kHeadDim>(queries, args.out_stride) + chunk * kChunkColumns;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int index = first + step * kRows;
+      if (index < queries.count) {
+        *reinterpret_cast<uint4*>(to + query_offset(args, index, args.out_stride, kHeadDim)) = values[step];
+      }
+    }
+    return;
+  }
+  store_scales(args, queries, thread);
+  std::uint8_t* const to =
+      args.codes.codes + first_offset<kHeadDim>(queries, args.codes.stride) + chunk * kChunkColumns;
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     const int index = first + step * kRows;
     if (index < queries.count) {
-      *reinterpret_cast<uint4*>(to + query_offset(args, index, args.out_stride, kHeadDim)) = values[step];
+      *reinterpret_cast<uint2*>(to + query_offset(args, index, args.codes.stride, kHeadDim)) =
+          codes_of(values[step], args.codes.inverse);
     }
   }
 }
+
+// --- pairs ---
+
+// To the same thread of block `rank` of the pair: the sums, and what they are relative to.
+template <class Config, class Sums>
+__device__ __forceinline__ void send_part(const FlashAttentionMemory<Config>& memory, int rank, const Sums& sums,
+                                          const RunningSoftmax& softmax, int thread) {
+  const std::uint32_t mail = address_in_cluster(memory.mail(), rank);
+  const std::uint32_t first = address_in_cluster(memory.sent(0), rank) + thread * kUnitSums * 4;
+  const auto place = [&](int unit) { return first + static_cast<std::uint32_t>(memory.sent(unit) - memory.sent(0)); };
+#pragma unroll
+  for (int unit = 0; unit < Config::kUnits; ++unit) {
+    const int e = unit * kUnitSums;
+    send_four(place(unit), mail, sums(e), sums(e + 1), sums(e + 2), sums(e + 3));
+  }
+  send_four(place(Config::kUnits), mail, softmax.base[0], softmax.base[1], softmax.sum[0], softmax.sum[1]);
+}
+
+// Adds what send_part() of the other block sends, and makes the denominators of both parts together.
+template <class Config, class Sums>
+__device__ __forceinline__ void add_part(const FlashAttentionMemory<Config>& memory, Sums& sums,
+                                         const RunningSoftmax& softmax, float (&denominator)[2], int thread) {
+  static_assert(kUnitSums == 4, "a unit has two sums of each row");
+  wait_for_mail(memory.mail());
+  const auto unit_of = [&](int unit) { return *(reinterpret_cast<const float4*>(memory.sent(unit)) + thread); };
+  const float4 other = unit_of(Config::kUnits);
+  const PartWeights weights[2] = {{softmax.base[0], other.x}, {softmax.base[1], other.y}};
+  denominator[0] = sum_of_four_lanes(weights[0].add(softmax.sum[0], other.z));
+  denominator[1] = sum_of_four_lanes(weights[1].add(softmax.sum[1], other.w));
+#pragma unroll
+  for (int unit = 0; unit < Config::kUnits; ++unit) {
+    const int e = unit * kUnitSums;
+    const float4 others = unit_of(unit);
+    sums(e) = weights[0].add(sums(e), others.x);
+    sums(e + 1) = weights[0].add(sums(e + 1), others.y);
+    sums(e + 2) = weights[1].add(sums(e + 2), others.z);
+    sums(e + 3) = weights[1].add(sums(e + 3), others.w);
+  }
+}
+
+// --- splits that another kernel adds up ---
 
 // Of a query in an array [splits, rows, heads].
 __device__ __forceinline__ std::int64_t split_index(const FlashAttentionArguments& args,
@@ -99,22 +176,29 @@ __device__ __forceinline__ void store_split(const FlashAttentionArguments& args,
   }
 }
 
-// Without context tokens: the output is 0, and a split says that it has nothing to add.
+// Without context tokens: the output is 0, and a split that another kernel adds up says that it has nothing to add.
 template <int kHeadDim>
 __device__ __forceinline__ void store_nothing(const FlashAttentionArguments& args, const WarpgroupQueries& queries,
                                               int split, int thread) {
   constexpr int kChunks = kHeadDim / kChunkColumns;
-  if (args.schedule.splits > 1) {
+  if (args.split_norms != nullptr) {
     if (thread < queries.count) {
       args.split_norms[split_index(args, queries, split, thread)] = make_float2(-INFINITY, -1.0f);
     }
     return;
   }
+  const bool coded = args.codes.codes != nullptr;
+  if (coded) store_scales(args, queries, thread);
+  const std::int64_t stride = coded ? args.codes.stride : args.out_stride;
+  const std::int64_t first = first_offset<kHeadDim>(queries, stride);
 #pragma unroll 1
   for (int i = thread; i < queries.count * kChunks; i += kWarpgroup) {
-    *reinterpret_cast<uint4*>(first_output<kHeadDim>(args, queries) +
-                              query_offset(args, i / kChunks, args.out_stride, kHeadDim) +
-                              i % kChunks * kChunkColumns) = make_uint4(0, 0, 0, 0);
+    const std::int64_t at = first + query_offset(args, i / kChunks, stride, kHeadDim) + i % kChunks * kChunkColumns;
+    if (coded) {
+      *reinterpret_cast<uint2*>(args.codes.codes + at) = make_uint2(0, 0);
+    } else {
+      *reinterpret_cast<uint4*>(args.out + at) = make_uint4(0, 0, 0, 0);
+    }
   }
 }
 

@@ -105,7 +105,7 @@ __device__ __forceinline__ std::uint8_t to_e4m3(float value) {
   return static_cast<std::uint8_t>(code | ((bits_as<std::uint32_t>(value) >> 24) & 0x80u));
 }
 
-// Four codes, a in the lowest byte, of values none of which is NaN.
+// Four codes, a in the lowest byte, of values none of which is NaN, or whose NaN need not keep its sign.
 __device__ __forceinline__ std::uint32_t numbers_to_e4m3x4(float a, float b, float c, float d) {
   const auto low = static_cast<std::uint32_t>(__nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3));
   const auto high = static_cast<std::uint32_t>(__nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3));

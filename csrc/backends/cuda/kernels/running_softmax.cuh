@@ -69,6 +69,24 @@ struct RunningSoftmax {
   }
 };
 
+// What the sums of a row over two parts of its context are to be multiplied by, before they are added up. The bases are
+// those of the parts' numerators; a part without tokens has -infinity, and sums of 0.
+struct PartWeights {
+  float own;
+  float other;
+
+  __device__ __forceinline__ PartWeights(float own_base, float other_base) {
+    const float largest = fmaxf(own_base, other_base);
+    const float subtracted = largest == -INFINITY ? 0.0f : largest;
+    own = exp2_approximately(own_base - subtracted);
+    other = exp2_approximately(other_base - subtracted);
+  }
+  // Either part may be the own one: the bits are the same.
+  __device__ __forceinline__ float add(float own_sum, float other_sum) const {
+    return __fadd_rn(__fmul_rn(own, own_sum), __fmul_rn(other, other_sum));
+  }
+};
+
 template <class Scores>
 __device__ __forceinline__ void mask_columns(Scores& scores, int columns, int thread) {
   constexpr int kElements = decltype(cute::size(scores))::value;
