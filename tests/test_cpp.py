@@ -29,6 +29,7 @@ DEVICE_TESTS = (
     "test_combine_norm",
     "test_cross_attention",
     "test_cross_attention_aligned",
+    "test_cross_attention_splits",
     "test_dense_kernels",
     "test_embed",
     "test_generation_engine",

@@ -9,8 +9,8 @@ namespace onerec {
 // For request b, its rows r in [row_offsets[b], row_offsets[b + 1]), head h and its group g = h / (heads / kv_heads):
 // s[n] = scale * q[r, h] . k[n, g] over the context tokens n in [context_offsets[b], context_offsets[b + 1]),
 // p = exp(s - max s), out[r, h] = sum_n round(p[n]) v[n, g] / sum_n p[n]; p is rounded to q's dtype. No tokens: out =
-// 0. With `quantized` the codes of the rounded output are made as well, and what `out` holds afterwards is unspecified;
-// their scale is a static one only where the backend fuses them (ops/backend.h).
+// 0. With `quantized` the codes of the rounded output are made as well, and what `out` holds afterwards is unspecified.
+// A static scale is taken where the backend makes the codes with the output (Backend::fuses_cross_attention_codes).
 struct CrossAttentionParams {
   ConstMatrix q = {};                             // [rows, heads * head_dim], FP32 or BF16
   ConstMatrix k = {};                             // [tokens, kv_heads * head_dim], q's dtype

@@ -70,6 +70,7 @@ TEST(AttentionSchedule, BlocksDoAllOfTheWorkOnce) {
     AttentionSchedule schedule{.requests = requests,
                                .groups = static_cast<int>(uniform(random, 1, 3)),
                                .splits = static_cast<int>(uniform(random, 1, 4)),
+                               .paired = uniform(random, 0, 1) == 0,
                                .warpgroup_rows = warpgroup_rows,
                                .tile_rows = static_cast<int>(uniform(random, 1, kFlashWarpgroups)) * warpgroup_rows,
                                .tile_tokens = 16 * static_cast<int>(uniform(random, 4, 16))};
@@ -115,11 +116,39 @@ TEST(AttentionSchedule, BlocksDoAllOfTheWorkOnce) {
   }
 }
 
+TEST(AttentionSchedule, APairHasTheSplitsOfTheSameQueries) {
+  const std::array<std::int32_t, 4> rows = {0, 40, 41, 300}, tokens = {0, 128, 128, 1000};
+  AttentionSchedule schedule{.requests = 3,
+                             .groups = 2,
+                             .splits = 2,
+                             .paired = true,
+                             .row_tiles = 3,
+                             .warpgroup_rows = 64,
+                             .tile_rows = 128,
+                             .tile_tokens = 128,
+                             .items = 3 * 2 * 2 * 3};
+  for (int index = 0; index < schedule.items; index += 2) {
+    const AttentionItem first = item_at(schedule, index, rows.data(), tokens.data());
+    const AttentionItem second = item_at(schedule, index + 1, rows.data(), tokens.data());
+    EXPECT_EQ(first.split, 0);
+    EXPECT_EQ(second.split, 1);
+    EXPECT_EQ(first.first_row, second.first_row);
+    EXPECT_EQ(first.rows, second.rows);
+    EXPECT_EQ(first.group, second.group);
+    EXPECT_EQ(first.all_tiles, second.all_tiles);
+    EXPECT_EQ(first.tiles + second.tiles, first.all_tiles);
+    for (int warpgroup = 0; warpgroup < kFlashWarpgroups; ++warpgroup) {
+      EXPECT_NE(finishes(first, warpgroup), finishes(second, warpgroup));
+    }
+  }
+}
+
 TEST(AttentionSchedule, SplitsOnlyWhereMultiprocessorsWouldIdle) {
   EXPECT_EQ(choose_splits(448, 24, 132), 1);  // enough blocks
   EXPECT_EQ(choose_splits(106, 24, 132), 1);
   EXPECT_EQ(choose_splits(56, 4, 132), 1);   // few tiles
   EXPECT_EQ(choose_splits(56, 24, 132), 2);  // 112 blocks of 12 tiles
+  EXPECT_EQ(choose_splits(50, 6, 132), 2);
   EXPECT_EQ(choose_splits(14, 24, 132), 8);  // 112 blocks of 3
   EXPECT_EQ(choose_splits(0, 24, 132), 1);
   for (const std::int64_t blocks : {1, 2, 14, 30, 56, 80, 105}) {

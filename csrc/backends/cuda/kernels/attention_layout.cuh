@@ -134,7 +134,7 @@ struct AttentionSchedule {
   int requests = 0;
   int groups = 0;
   int splits = 1;
-  bool paired = false;
+  bool paired = false;     // with two splits, and a block for every item
   int row_tiles = 0;       // of a request
   int warpgroup_rows = 0;  // rows of a request that a warpgroup takes
   int tile_rows = 0;       // rows of a request in a tile: those of both warpgroups, or of the first alone

@@ -25,7 +25,7 @@ struct FlashCodes {
   std::int64_t stride = 0;
   float* scales = nullptr;  // [rows], all of them to be `scale`
   float scale = 0.0f;       // a power of two
-  float inverse = 0.0f;     // 1 / scale
+  float inverse = 1.0f;     // 1 / scale; 1 without codes
 };
 
 struct FlashAttentionArguments {

@@ -48,12 +48,10 @@ __device__ __forceinline__ void store_scales(const FlashAttentionArguments& args
   }
 }
 
-// Of eight rounded values.
-__device__ __forceinline__ uint2 codes_of(uint4 rounded, float inverse) {
+// Of eight values in units of the scale.
+__device__ __forceinline__ uint2 codes_of(uint4 rounded) {
   float values[kChunkColumns];
   unpack<bf16>(rounded, values);
-#pragma unroll
-  for (int i = 0; i < kChunkColumns; ++i) values[i] *= inverse;
   return make_uint2(numbers_to_e4m3x4(values[0], values[1], values[2], values[3]),
                     numbers_to_e4m3x4(values[4], values[5], values[6], values[7]));
 }
@@ -67,7 +65,8 @@ __device__ __forceinline__ void store_output(const FlashAttentionArguments& args
   constexpr int kChunks = kHeadDim / kChunkColumns;
   constexpr int kRows = 32 / kChunks;  // that a warp stores at once
   constexpr int kSteps = 16 / kRows;
-  const float inverse[2] = {1.0f / denominator[0], 1.0f / denominator[1]};
+  // In units of the codes' scale, a power of two: rounding comes to the same.
+  const float inverse[2] = {args.codes.inverse / denominator[0], args.codes.inverse / denominator[1]};
   const int own = chunk_offset(kWarpgroupRows, accumulator_row(thread, 0), 0) + accumulator_column(thread, 0) * 2;
 #pragma unroll
   for (int e = 0; e < kHeadDim / 2; e += 2) {
@@ -104,8 +103,7 @@ __device__ __forceinline__ void store_output(const FlashAttentionArguments& args
   for (int step = 0; step < kSteps; ++step) {
     const int index = first + step * kRows;
     if (index < queries.count) {
-      *reinterpret_cast<uint2*>(to + query_offset(args, index, args.codes.stride, kHeadDim)) =
-          codes_of(values[step], args.codes.inverse);
+      *reinterpret_cast<uint2*>(to + query_offset(args, index, args.codes.stride, kHeadDim)) = codes_of(values[step]);
     }
   }
 }
