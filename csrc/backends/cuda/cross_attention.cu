@@ -62,7 +62,7 @@ FlashPlan plan_flash(const CrossAttentionParams& p, const DeviceLimits& limits, 
                  .tile_rows = tile_rows};
   plan.items = unsplit * plan.splits;
   plan.blocks = static_cast<int>(std::min<std::int64_t>(plan.items, limits.multiprocessors));
-  plan.paired = plan.splits == 2 && plan.items == plan.blocks;
+  plan.paired = limits.clusters && plan.splits == 2 && plan.items == plan.blocks;
   if (plan.combined()) {
     const std::int64_t parts = plan.splits * p.rows_capacity * p.heads;
     plan.sums = arena.allocate_array<float>(parts * p.head_dim);
