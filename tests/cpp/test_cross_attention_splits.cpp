@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "ops/quantize.h"
 #include "support/aligned_attention.h"
@@ -44,6 +45,9 @@ std::vector<Shape> two_splits(std::int64_t head_dim, bool shared) {
   if (gpu) large.heads = large.kv_heads = 14;
   large.every = 5;
   list.push_back(large);
+  if (!gpu) {
+    for (Shape& shape : list) shape.every = 5;
+  }
   return list;
 }
 
@@ -159,6 +163,12 @@ void check_codes(Runner& runner, const Problem& x, float static_scale, std::int6
 // No value is beyond 448 * kScale.
 constexpr float kScale = 0x1p-6f;
 
+// Backends that take none need not be asked as often.
+std::vector<float> static_scales() {
+  if (test_device() == TestDevice::kCuda) return {0.0f, kScale, 8 * kScale};
+  return {kScale};
+}
+
 // Where splits are added up the codes are made on the way, as are all by a static scale, elsewhere behind it.
 TEST(CrossAttentionSplits, CodesAreThoseOfTheRoundedOutput) {
   Random random(9);
@@ -174,7 +184,7 @@ TEST(CrossAttentionSplits, CodesAreThoseOfTheRoundedOutput) {
       Problem x(shape, random);
       x.run();
       check_attention(x);
-      for (const float static_scale : {0.0f, kScale, 8 * kScale}) {
+      for (const float static_scale : static_scales()) {
         // Rows of codes that start at multiples of 8 bytes, and anywhere.
         for (const std::int64_t padding : {8, 3}) check_codes(runner, x, static_scale, padding);
       }
@@ -188,7 +198,7 @@ TEST(CrossAttentionSplits, CodesOfTwo) {
   for_two_splits([&](const Shape& shape) {
     Problem x(shape, random);
     x.run();
-    for (const float static_scale : {0.0f, kScale}) check_codes(runner, x, static_scale, 16);
+    for (const float static_scale : static_scales()) check_codes(runner, x, static_scale, 16);
   });
 }
 
