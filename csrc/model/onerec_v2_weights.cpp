@@ -110,8 +110,8 @@ class Declaration {
     w.router_bias = vector(mlp + "gate.e_score_correction_bias", config_.n_routed_experts);
     w.experts = experts(mlp);
     if (config_.n_shared_experts > 0) {
-      w.shared = feed_forward(mlp + "shared_experts.", config_.n_shared_experts * config_.moe_intermediate_size,
-                              w.ffn_norm);
+      w.shared =
+          feed_forward(mlp + "shared_experts.", config_.n_shared_experts * config_.moe_intermediate_size, w.ffn_norm);
     }
     return w;
   }

@@ -61,8 +61,9 @@ class WeightTable {
   enum class TableShape : std::uint8_t { kMatrix, kVector };
   const DeviceArray& add_table(const std::string& name, std::int64_t rows, std::int64_t cols, DType dtype,
                                TableShape shape = TableShape::kMatrix);
-  // A linear of experts x [outputs, inputs]; what no part covers is zero. `dtype` is that of dense values. `gated_norm`:
-  // that of its input, for a linear whose outputs are gates and ups, without a bias: LinearWeight::static_scale.
+  // A linear of experts x [outputs, inputs]; what no part covers is zero. `dtype` is that of dense values.
+  // `gated_norm`: that of its input, for a linear whose outputs are gates and ups, without a bias:
+  // LinearWeight::static_scale.
   const std::unique_ptr<LinearWeight>& add_linear(const std::string& name, std::int64_t experts, std::int64_t outputs,
                                                   std::int64_t inputs, WeightFormat format, DType dtype,
                                                   const std::vector<Part>& parts,

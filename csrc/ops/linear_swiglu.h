@@ -8,8 +8,9 @@ namespace onerec {
 
 // linear (ops/linear.h) into gate_up, then swiglu (ops/swiglu.h) of it: gates are columns [0, width) of the product,
 // ups [width, 2 * width), both rounded to gate_up's dtype; silu(gate) * up in FP32 is stored in `y` or quantised. A
-// backend may do it at once. It may then round silu(gate) * up to gate_up's dtype before it is quantised, take the static
-// scale of `quantized` if that is known, and what gate_up holds afterwards is unspecified. Exactly one of `y` and `quantized` is given.
+// backend may do it at once. It may then round silu(gate) * up to gate_up's dtype before it is quantised, or take the
+// static scale of `quantized`, and what gate_up holds afterwards is unspecified. Exactly one of `y` and `quantized` is
+// given.
 struct LinearSwigluParams {
   Operand x = {};                        // [rows, K]; kNone for kDense, kPerRow for kFp8Channel
   const LinearWeight* weight = nullptr;  // [2 * width, K]

@@ -229,9 +229,8 @@ TEST(LinearSwiglu, StaticCodesAreThoseOfItsValues) {
     std::int64_t width;
     float scale;
   };
-  for (const Case& c :
-       {Case{static_cast<std::int32_t>(kRows), 144, 256, 64.0f}, Case{0, 128, 32, 1.0f}, Case{1, 128, 96, 16.0f},
-        Case{1000, 272, 1056, 0.25f}, Case{2050, 128, 3584, 64.0f}}) {
+  for (const Case& c : {Case{static_cast<std::int32_t>(kRows), 144, 256, 64.0f}, Case{0, 128, 32, 1.0f},
+                        Case{1, 128, 96, 16.0f}, Case{1000, 272, 1056, 0.25f}, Case{2050, 128, 3584, 64.0f}}) {
     Runner runner;
     Random random(9);
     const TestWeight weight(runner.backend(), random, WeightFormat::kFp8Channel, DType::kE4M3, 1, 2 * c.width,

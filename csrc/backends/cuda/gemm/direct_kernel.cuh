@@ -14,7 +14,8 @@
 //   and SwiGLU, wait until the next tile's products are under way; a residual comes through the ring as one more step
 //   of the tile; where the next tile is the loading thread has worked out. The second warpgroup is a step behind the
 //   first.
-// * Codes of the result, where they are asked for: by a scale that is known beforehand they are what is stored. Else they
+// * Codes of the result, where they are asked for: by a scale that is known beforehand they are what is stored. Else
+// they
 //   are made while later tiles are multiplied (direct_codes.cuh).
 // * The start: the first weights are brought before the previous kernel has ended.
 #pragma once

@@ -73,8 +73,8 @@ class DirectMultiplier {
   // registers and instructions to spare.
   enum class Moment { kBesideProducts, kAtTheEnd };
 
-  // What is left of a thread's last tile, rounded to BF16: y, or with SwiGLU pairs of gate and up. The rest is done while
-  // the next tile's first steps are multiplied.
+  // What is left of a thread's last tile, rounded to BF16: y, or with SwiGLU pairs of gate and up. The rest is done
+  // while the next tile's first steps are multiplied.
   struct Results {
     std::uint32_t words[Tile::kSums / 2];
     int row = kNone;         // the thread's first one

@@ -256,7 +256,7 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
   };
   const auto store_pending = [&](const RunningSoftmax& of) {
     const AttentionItem item = *memory.item(pending);
-    const auto store = [&](const float (&denominator)[2]) {
+    const auto store = [&](const float(&denominator)[2]) {
       sync_warpgroup(consumer);  // all of its warps are done with the queries
       store_output<Config::kHeadDim>(args, live_queries(item), sums, denominator, memory.queries(consumer, pending),
                                      thread_anew(thread));

@@ -185,7 +185,8 @@ struct OutputShare {
         parts(p.split) {}
 };
 
-// This lane's vectors of a warp's rows of W, on their way through shared memory. Turn t brings vector `first` + t *
+// This lane's vectors of a warp's rows of W, on their way through shared memory. What L2 holds otherwise, contexts
+// above all, is read again, weights are not. Turn t brings vector `first` + t *
 // `step` of each output; kAhead turns are under way at a time.
 template <WeightKind kKind>
 class WeightStream {
@@ -223,7 +224,7 @@ class WeightStream {
     const std::int64_t left = p.outputs - share.block;
     if (turns * step_ >= vectors || left <= 0) return;
     prefetch_all_to_l2(static_cast<const Value*>(p.weights) + share.block * p.inputs,
-                       (owned < left ? owned : left) * vectors * 16);
+                       (owned < left ? owned : left) * vectors * 16, read_once());
   }
 
   // Calls visit(vectors, column) for every turn, and brings new ones meanwhile.
@@ -275,8 +276,8 @@ class WeightStream {
     const int vector = first_ + turn * step_;
     if (vector < vectors_) {
       const Value* from = row_ + vector * Traits::kVector;
-      copy_vector_async(slot(turn, 0), from);
-      copy_vector_async(slot(turn, 1), from + last_row_);
+      copy_vector_async(slot(turn, 0), from, read_once());
+      copy_vector_async(slot(turn, 1), from + last_row_, read_once());
     }
     close_copies();
   }
