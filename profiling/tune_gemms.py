@@ -55,7 +55,8 @@ def shapes(models: Iterable[str]) -> list[tuple[str, int, int]]:
             gate_ups.append((2 * width, d))
         for types in ("fp8_bf16", "bf16_bf16"):
             found |= {(types, outputs, inputs): None for outputs, inputs in products}
-        found |= {("fp8_swiglu", outputs, inputs): None for outputs, inputs in gate_ups}
+        for types in ("fp8_swiglu", "fp8_swiglu_static"):
+            found |= {(types, outputs, inputs): None for outputs, inputs in gate_ups}
         found[("bf16_f32", 8192, d)] = None
         if config.n_routed_experts:
             found[("bf16_f32", (config.n_routed_experts + 15) // 16 * 16, d)] = None

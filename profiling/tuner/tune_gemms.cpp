@@ -4,6 +4,7 @@
 // cache; a shape's kernels take turns), and the largest difference from the first kernel's y, in its first and last
 // rows, over that y's largest magnitude. Types fp8_swiglu: the product of gates and ups with SwiGLU and the
 // quantisation of its result; the first kernel, -1, is what linear() and swiglu() take one after the other.
+// fp8_swiglu_static: the same with a static scale.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -74,7 +75,8 @@ class Tuner {
     print(types.c_str(), outputs, inputs, rows, measured);
   }
 
-  void tune_swiglu(std::int64_t outputs, std::int64_t inputs, std::int64_t rows) {
+  // `static_scale`: of the codes; 0: each row's largest value decides.
+  void tune_swiglu(std::int64_t outputs, std::int64_t inputs, std::int64_t rows, float static_scale) {
     make_weights(true, outputs, inputs);
     const std::int64_t width = outputs / 2;
     const auto x = upload(random_values(true, rows * inputs));
@@ -85,7 +87,8 @@ class Tuner {
     const Operand quantized{.values = {codes->data(), DType::kE4M3, rows, width, width},
                             .scale_kind = ScaleKind::kPerRow,
                             .scales = static_cast<float*>(code_scales->data()),
-                            .scale_stride = rows};
+                            .scale_stride = rows,
+                            .static_scale = static_scale};
     LinearSwigluParams params{.x = {.values = {x->data(), DType::kE4M3, rows, inputs, inputs},
                                     .scale_kind = ScaleKind::kPerRow,
                                     .scales = static_cast<float*>(scales->data()),
@@ -105,6 +108,8 @@ class Tuner {
                     select_gemm(shape), multiprocessors_);
         backend_->swiglu(*stream_,
                          {.gate_up = params.gate_up, .width = width, .quantized = quantized, .rows = params.rows});
+      } else if (swiglu_static_codes_gemm_takes(params)) {
+        swiglu_static_codes_gemm(*stream_, params, config, multiprocessors_);
       } else if (swiglu_codes_gemm_takes(params)) {
         swiglu_codes_gemm(*stream_, params, config, multiprocessors_, {progress->data(), progress->bytes()});
       } else {
@@ -131,7 +136,7 @@ class Tuner {
       measured.push_back({config, config == kUnfused ? "linear, swiglu" : swiglu_gemm_name(config),
                           difference(result, reference), config == select_swiglu_gemm(shape)});
     }
-    print("fp8_swiglu", outputs, inputs, rows, measured);
+    print(static_scale > 0.0f ? "fp8_swiglu_static" : "fp8_swiglu", outputs, inputs, rows, measured);
   }
 
  private:
@@ -266,8 +271,8 @@ int main() {
   std::int64_t inputs = 0;
   std::int64_t rows = 0;
   while (std::cin >> types >> outputs >> inputs >> rows) {
-    if (types == "fp8_swiglu") {
-      tuner.tune_swiglu(outputs, inputs, rows);
+    if (types == "fp8_swiglu" || types == "fp8_swiglu_static") {
+      tuner.tune_swiglu(outputs, inputs, rows, types == "fp8_swiglu" ? 0.0f : 1.0f);
     } else {
       tuner.tune(types, outputs, inputs, rows);
     }
