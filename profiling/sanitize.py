@@ -38,6 +38,7 @@ HOST_ONLY = (
     "grouped_select",
     "item_trie",
     "split_tiles",
+    "static_scale",
     "thread_pool",
 )
 SOURCES = Path(__file__).resolve().parent.parent / "tests/cpp"
