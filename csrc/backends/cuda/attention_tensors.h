@@ -21,4 +21,13 @@ kernels::AttentionTensors<T> attention_tensors(const CrossAttentionParams& p) {
           .context_offsets = p.context_offsets};
 }
 
+inline kernels::StaticCodes static_codes(const Operand& quantized) {
+  if (quantized.values.data == nullptr) return {};
+  return {.codes = static_cast<std::uint8_t*>(quantized.values.data),
+          .stride = quantized.values.stride,
+          .scales = quantized.scales,
+          .scale = quantized.static_scale,
+          .inverse = 1.0f / quantized.static_scale};
+}
+
 }  // namespace onerec::cuda

@@ -89,7 +89,7 @@ Kernel kernel_of(const CrossAttentionParams& p, const DeviceLimits& limits) {
 }
 
 // Whether the kernels of the plan can make them.
-bool makes_codes(const CrossAttentionParams& p, const FlashPlan& plan) {
+bool flash_makes_codes(const CrossAttentionParams& p, const FlashPlan& plan) {
   constexpr std::int64_t kElements = kernels::kVector<kernels::bf16>;
   if (!rows_aligned(p.quantized.values, kElements)) return false;
   return plan.combined() ? p.heads * p.head_dim <= kElements * kernels::kMostCombineThreads
@@ -99,8 +99,17 @@ bool makes_codes(const CrossAttentionParams& p, const FlashPlan& plan) {
 }  // namespace
 
 bool CudaBackend::fuses_cross_attention_codes(const CrossAttentionParams& params) const {
-  Arena arena;
-  return kernel_of(params, limits_) == Kernel::kFlash && makes_codes(params, plan_flash(params, limits_, arena));
+  switch (kernel_of(params, limits_)) {
+    case Kernel::kOneRow:
+      return params.quantized.static_scale > 0.0f;
+    case Kernel::kFlash: {
+      Arena arena;
+      return flash_makes_codes(params, plan_flash(params, limits_, arena));
+    }
+    case Kernel::kPlain:
+      break;
+  }
+  return false;
 }
 
 std::size_t CudaBackend::cross_attention_workspace(const CrossAttentionParams& params) const {

@@ -25,7 +25,7 @@ void CudaBackend::linear(Stream& stream, const LinearParams& params, Workspace) 
 }
 
 bool CudaBackend::reads_pending_norm(const LinearWeight& weight, std::int64_t rows) const {
-  return limits_.tensor_cores && pending_gemm_takes(weight, rows);
+  return limits_.tensor_cores && pending_gemm_takes(weight, rows, limits_.multiprocessors);
 }
 
 bool CudaBackend::fuses_linear_norm(const LinearNormParams& params) const {

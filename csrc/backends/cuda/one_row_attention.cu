@@ -86,6 +86,7 @@ bool is_one_row_shape(const CrossAttentionParams& p) {
 void one_row_attention(Stream& stream, const CrossAttentionParams& p, const DeviceLimits& limits) {
   const int splits = choose_splits(p, limits.multiprocessors);
   OneRowArguments arguments{attention_tensors<kernels::bf16>(p)};
+  arguments.codes = static_codes(p.quantized);
   arguments.group_reciprocal = kernels::head_reciprocal(static_cast<std::uint32_t>(p.heads / p.kv_heads));
   arguments.splits = splits;
   arguments.scale = p.scale;

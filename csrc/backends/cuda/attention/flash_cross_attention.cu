@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backends/cuda/attention/flash_instances.h"
+#include "backends/cuda/attention_tensors.h"
 #include "backends/cuda/cuda_tensor_map.h"
 #include "backends/cuda/kernels/combine_attention_splits.cuh"
 #include "backends/cuda/launch.h"
@@ -30,15 +31,6 @@ CUtensorMap query_map(const CrossAttentionParams& p, int group_heads) {
                             .extents = {p.head_dim, p.heads, p.rows_capacity},
                             .strides = {p.head_dim, p.q.stride},
                             .box = {kernels::kPanelColumns, group_heads, kernels::rows_of_warpgroup(group_heads)}});
-}
-
-kernels::FlashCodes static_codes(const Operand& quantized) {
-  if (quantized.values.data == nullptr) return {};
-  return {.codes = static_cast<std::uint8_t*>(quantized.values.data),
-          .stride = quantized.values.stride,
-          .scales = quantized.scales,
-          .scale = quantized.static_scale,
-          .inverse = 1.0f / quantized.static_scale};
 }
 
 void combine(Stream& stream, const CrossAttentionParams& p, const FlashPlan& plan) {
@@ -87,7 +79,7 @@ void flash_cross_attention(Stream& stream, const CrossAttentionParams& p, const 
                    .items = static_cast<int>(plan.items)},
       .out = static_cast<__nv_bfloat16*>(p.out.data),
       .out_stride = p.out.stride,
-      .codes = plan.combined() ? kernels::FlashCodes{} : static_codes(p.quantized),
+      .codes = plan.combined() ? kernels::StaticCodes{} : static_codes(p.quantized),
       .row_offsets = p.row_offsets,
       .context_offsets = p.context_offsets,
       .heads = static_cast<int>(p.heads),

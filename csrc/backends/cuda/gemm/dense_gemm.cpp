@@ -89,13 +89,23 @@ int choose_gemm(const LinearParams& params, int multiprocessors) {
 }
 
 // A few rows are multiplied by kernels that make their input. Many keep the direct kernel busy, which has neither the
-// registers nor the time to code a norm, and CUTLASS's, which do not read what is pending.
-constexpr std::int64_t kLeastPendingRows = 129;
+// registers nor the time to code a norm, and CUTLASS's, which do not read what is pending. In between, what CUTLASS is
+// quicker at by more than a norm takes is left to it.
+constexpr std::int64_t kLeastPendingRows = 5;
+constexpr std::int64_t kLeastOfOurs = 129;
 constexpr std::int64_t kMostPendingRows = 768;
 
-bool pending_gemm_takes(const LinearWeight& weight, std::int64_t rows) {
-  return weight.format == WeightFormat::kFp8Channel && rows >= kLeastPendingRows && rows <= kMostPendingRows &&
-         weight.outputs % (2 * kDirectMultiple) == 0 && weight.inputs % kInstructionMultiple == 0;
+bool pending_gemm_takes(const LinearWeight& weight, std::int64_t rows, int multiprocessors) {
+  if (weight.format != WeightFormat::kFp8Channel || rows < kLeastPendingRows || rows > kMostPendingRows ||
+      weight.outputs % (2 * kDirectMultiple) != 0 || weight.inputs % kInstructionMultiple != 0) {
+    return false;
+  }
+  const int config = select_gemm({.types = GemmTypes::kFp8ToBf16,
+                                  .rows = rows,
+                                  .outputs = weight.outputs,
+                                  .inputs = weight.inputs,
+                                  .multiprocessors = multiprocessors});
+  return rows >= kLeastOfOurs || (config != kPlainGemm && is_ours(kGemmConfigs[config].schedule));
 }
 
 bool norm_gemm_takes(const LinearNormParams& p, int multiprocessors) {

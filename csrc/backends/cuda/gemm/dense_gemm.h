@@ -25,7 +25,7 @@ void dense_gemm(Stream& stream, const LinearParams& params, int config, int mult
 
 // Whether the kernels that choose_gemm and choose_swiglu_gemm name read rows of x whose norm is pending, for such a
 // weight.
-bool pending_gemm_takes(const LinearWeight& weight, std::int64_t rows);
+bool pending_gemm_takes(const LinearWeight& weight, std::int64_t rows, int multiprocessors);
 
 // Whether norm_gemm takes `params`: a product with a residual that dense_gemm takes, for which choose_norm_gemm names
 // the split kernel, and of its norm, which is to be left pending as the one before it, the codes alone.

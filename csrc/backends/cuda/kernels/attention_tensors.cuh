@@ -5,6 +5,15 @@
 
 namespace onerec::cuda::kernels {
 
+// E4M3 codes of the rounded output by a static scale, in place of `out`.
+struct StaticCodes {
+  std::uint8_t* codes = nullptr;  // [rows, heads * head_dim]; null: none
+  std::int64_t stride = 0;
+  float* scales = nullptr;  // [rows], all of them to be `scale`
+  float scale = 0.0f;       // a power of two
+  float inverse = 1.0f;     // 1 / scale; 1 without codes
+};
+
 // In global memory; strides are in elements.
 template <class T>
 struct AttentionTensors {

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "backends/cuda/kernels/attention_layout.cuh"
+#include "backends/cuda/kernels/attention_tensors.cuh"
 
 namespace onerec::cuda::kernels {
 
@@ -19,20 +20,11 @@ struct FlashAttentionMaps {
   CUtensorMap values;
 };
 
-// E4M3 codes of the rounded output by a scale known beforehand, in place of `out`.
-struct FlashCodes {
-  std::uint8_t* codes = nullptr;  // [rows, heads * head_dim], aligned to 8 bytes, as is every row; null: none
-  std::int64_t stride = 0;
-  float* scales = nullptr;  // [rows], all of them to be `scale`
-  float scale = 0.0f;       // a power of two
-  float inverse = 1.0f;     // 1 / scale; 1 without codes
-};
-
 struct FlashAttentionArguments {
   AttentionSchedule schedule;
   __nv_bfloat16* out = nullptr;  // aligned to 16 bytes, as is every row
   std::int64_t out_stride = 0;
-  FlashCodes codes = {};
+  StaticCodes codes = {};                         // aligned to 8 bytes, as is every row
   const std::int32_t* row_offsets = nullptr;      // [batch + 1]
   const std::int32_t* context_offsets = nullptr;  // [batch + 1]
   int heads = 0;

@@ -22,6 +22,7 @@ inline constexpr float kNumeratorSlack = 5.5f;  // e^5.5 < 2^8: see RowSums
 
 // Every pointer, and every row, is aligned to 16 bytes; a request has at most one row.
 struct OneRowArguments : AttentionTensors<bf16> {
+  StaticCodes codes = {};
   std::uint64_t group_reciprocal = 0;  // head_reciprocal() of the heads that share keys and values
   int splits = 1;                      // parts of a context: as many as blocks, if those have a cluster
   float scale = 0.0f;
@@ -325,8 +326,14 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kOneRowThread
   }
   if (column < kHeadDim) {
     const SummedColumn all = add_parts(split_parts, splits, column);
-    args.out[row * args.out_stride + first_column + column] =
-        from_float<bf16>(tokens == 0 ? 0.0f : all.sum * approximate_inverse(all.total));
+    const bf16 value = from_float<bf16>(tokens == 0 ? 0.0f : all.sum * approximate_inverse(all.total));
+    const std::int64_t at = first_column + column;
+    if (args.codes.codes == nullptr) {
+      args.out[row * args.out_stride + at] = value;
+    } else {
+      args.codes.codes[row * args.codes.stride + at] = to_e4m3(to_float(value) * args.codes.inverse);
+      if (at == 0) args.codes.scales[row] = args.codes.scale;
+    }
   }
 }
 
