@@ -48,6 +48,7 @@ float ContextProcessor::values_scale(std::int64_t group) const {
 
 void ContextProcessor::encode(const PassInputs& inputs) {
   const Range range(context_, "context");
+  if (!context_.measuring) context_.stream.expect_long_work(false);
   const OneRecV2Config& config = model_.config();
   const OneRecV2Weights& weights = model_.tensors();
   for (std::size_t p = 0; p < config.pathways.size(); ++p) {

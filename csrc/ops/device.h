@@ -36,6 +36,9 @@ class Stream {
   // Whether work may be begun before what was issued ahead of it has ended, as far as it does not depend on that; it
   // may unless said otherwise. Devices that never do ignore it.
   virtual void overlap_work(bool /*allowed*/) {}
+  // Whether what is issued from here on takes long, op by op; it does not unless said otherwise. Long work is not begun
+  // early.
+  virtual void expect_long_work(bool /*expected*/) {}
   // A second line of work, which may run beside this one until join(): what is issued to it comes after all that was
   // issued here before. It takes ops, copies and fills, and lives as long as this stream. There is one branch at a
   // time: a fork and the end of a recording join what is not joined. To be joined before a synchronize() that is to

@@ -118,6 +118,7 @@ Stream& CudaStream::fork() {
   CudaStream& branch = branch_->stream;
   branch.recording_ = recording_;
   branch.overlapped_ = overlapped_;
+  branch.long_ = long_;
   branch_->fork.order(stream_, branch.stream_);
   branch.behind_event_ = true;
   forked_ = true;

@@ -32,11 +32,12 @@ class CudaStream final : public Stream {
   void begin_range(const char* name) override;
   void end_range() override;
   void overlap_work(bool allowed) override { overlapped_ = allowed; }
+  void expect_long_work(bool expected) override { long_ = expected; }
   Stream& fork() override;
   void join() override;
   // Whether the next kernel may start before the one ahead of it has ended; to be asked once for every launch. The
   // first one behind a fork or a join may not: it depends on more than the kernel ahead of it in its stream.
-  bool overlap_next() { return !std::exchange(behind_event_, false) && overlapped_; }
+  bool overlap_next() { return !std::exchange(behind_event_, false) && overlapped_ && !long_; }
 
  private:
   struct Branch;
@@ -47,6 +48,7 @@ class CudaStream final : public Stream {
   cudaStream_t stream_ = nullptr;
   bool recording_ = false;
   bool overlapped_ = true;
+  bool long_ = false;
   bool behind_event_ = false;
   bool forked_ = false;
   std::unique_ptr<Branch> branch_;
