@@ -166,6 +166,27 @@ class CarryingBackend final : public cpu::CpuBackend {
   int& calls_;
 };
 
+// Notes which static scales ops are asked to make codes by, and does without.
+class ScaleNotingBackend final : public cpu::CpuBackend {
+ public:
+  ScaleNotingBackend(bool takes, std::vector<float>& attention, std::vector<float>& swiglu)
+      : CpuBackend(2), takes_(takes), attention_(attention), swiglu_(swiglu) {}
+  bool takes_static_scales() const override { return takes_; }
+  bool fuses_cross_attention_codes(const CrossAttentionParams& params) const override {
+    attention_.push_back(params.quantized.static_scale);
+    return false;
+  }
+  bool fuses_linear_swiglu(const LinearSwigluParams& params) const override {
+    swiglu_.push_back(params.quantized.static_scale);
+    return false;
+  }
+
+ private:
+  bool takes_;
+  std::vector<float>& attention_;
+  std::vector<float>& swiglu_;
+};
+
 class EveryPrecision : public testing::TestWithParam<std::tuple<std::string, bool>> {};
 
 TEST_P(EveryPrecision, RecordedDirectPoisonedAndRepeatedRunsAgreeToTheBit) {
@@ -374,6 +395,32 @@ TEST(GenerationEngine, ASearchWhoseScalesOverflowIsRepeated) {
       EXPECT_EQ(calls, moe ? steps * 2 : steps * 5);
     }
   }
+}
+
+// The weights give every layer's attention a static scale, and its SwiGLU where the backend has a use for one. Answers
+// are those of a backend that has not.
+TEST(GenerationEngine, CodesComeWithStaticScales) {
+  const auto power_of_two = [](float scale) {
+    int exponent = 0;
+    return scale > 0.0f && std::frexp(scale, &exponent) == 0.5f;
+  };
+  const Requests requests(3);
+  std::vector<float> attention, swiglu, unused, none;
+  BatchResult with, without;
+  for (const bool takes : {false, true}) {
+    const auto engine = tiny_engine(takes ? std::make_unique<ScaleNotingBackend>(true, attention, swiglu)
+                                          : std::make_unique<ScaleNotingBackend>(false, unused, none),
+                                    "fp8", false);
+    set_catalogue(*engine);
+    engine->run_directly(requests.batch(), takes ? with : without, nullptr);
+  }
+  expect_same(with, without);
+  ASSERT_FALSE(attention.empty());
+  ASSERT_FALSE(swiglu.empty());
+  EXPECT_TRUE(std::all_of(attention.begin(), attention.end(), power_of_two));
+  EXPECT_TRUE(std::all_of(swiglu.begin(), swiglu.end(), power_of_two));
+  EXPECT_EQ(unused, attention);
+  EXPECT_EQ(none, std::vector<float>(swiglu.size(), 0.0f));
 }
 
 TEST(Registry, SaysWhyThereIsNoCuda) {
