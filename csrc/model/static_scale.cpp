@@ -9,8 +9,8 @@
 namespace onerec {
 namespace {
 
-// Values may be typical / scale times as large as the scale before the codes of typical ones lose bits to the smallest
-// exponent. An attention's output is the mean of many values, and so smaller than they are.
+// What typical values are to be at least, in units of the scale, so that few codes are subnormal: those of less than
+// 1 / 64. An attention's output is the mean of many values, and so smaller than they are.
 constexpr double kLeastOfAttention = 2.0;
 constexpr double kLeastOfSwiglu = 1.0 / 32.0;
 // What rounding adds: to a value by BF16, and to a product of two sums over codes of their input.
@@ -24,7 +24,7 @@ double median(std::vector<double>& values) {
   return *middle;
 }
 
-// The smallest power of two that takes `bound`, if `typical` is at least `least` times as large.
+// The smallest power of two by which `bound` is at most 448, if `typical` is at least `least` times as large.
 float static_scale(double bound, double typical, double least) {
   if (!(bound > 0.0) || !std::isfinite(bound)) return 0.0f;
   const double scale = std::exp2(std::ceil(std::log2(bound / kE4M3Max)));
