@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 
+#include "support/attention_params.h"
 #include "support/offsets.h"
 #include "support/oracle.h"
 #include "support/runner.h"
@@ -43,21 +44,10 @@ struct Problem {
   const TestMatrix& values() const { return shape.shared_kv ? k : v; }
 
   CrossAttentionParams params() const {
-    return {.q = q.view(),
-            .k = k.view(),
-            .v = values().view(),
-            .context_offsets = context_offsets.get(),
-            .row_offsets = row_offsets.get(),
-            .out = out.view(),
-            .batch = static_cast<std::int64_t>(shape.rows.size()),
-            .rows_capacity = q.rows(),
-            .tokens_capacity = k.rows(),
-            .max_request_rows = largest_of(shape.rows) + shape.spare,
-            .max_request_tokens = largest_of(shape.tokens) + shape.spare,
-            .heads = shape.heads,
-            .kv_heads = shape.kv_heads,
-            .head_dim = shape.head_dim,
-            .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim))};
+    CrossAttentionParams params = attention_params(*this, 1.0f / std::sqrt(static_cast<float>(shape.head_dim)));
+    params.max_request_rows = largest_of(shape.rows) + shape.spare;
+    params.max_request_tokens = largest_of(shape.tokens) + shape.spare;
+    return params;
   }
 
   void run(int threads) {

@@ -9,7 +9,8 @@ namespace onerec::cuda {
 // Whether the kernel takes params of these types and capacities; it looks at nothing else.
 bool is_one_row_shape(const CrossAttentionParams& params);
 
-// Params that it takes, without codes; every pointer and row of q, k, v and out starts at a multiple of 16 bytes.
+// Params that it takes, with codes by a static scale or none; every pointer and row of q, k, v and out starts at a
+// multiple of 16 bytes.
 void one_row_attention(Stream& stream, const CrossAttentionParams& params, const DeviceLimits& limits);
 
 }  // namespace onerec::cuda

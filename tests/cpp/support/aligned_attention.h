@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ops/cross_attention.h"
+#include "support/attention_params.h"
 #include "support/offsets.h"
 #include "support/oracle.h"
 #include "support/runner.h"
@@ -53,21 +54,10 @@ struct AttentionProblem {
   const TestMatrix& values() const { return shape.shared_kv ? k : v; }
 
   CrossAttentionParams params() const {
-    return {.q = q.view(),
-            .k = k.view(),
-            .v = values().view(),
-            .context_offsets = context_offsets.get(),
-            .row_offsets = row_offsets.get(),
-            .out = out.view(),
-            .batch = static_cast<std::int64_t>(shape.rows.size()),
-            .rows_capacity = q.rows(),
-            .tokens_capacity = k.rows(),
-            .max_request_rows = shape.max_rows > 0 ? shape.max_rows : largest_of(shape.rows) + shape.spare_rows,
-            .max_request_tokens = largest_of(shape.tokens) + shape.spare_tokens,
-            .heads = shape.heads,
-            .kv_heads = shape.kv_heads,
-            .head_dim = shape.head_dim,
-            .scale = scale};
+    CrossAttentionParams params = attention_params(*this, scale);
+    params.max_request_rows = shape.max_rows > 0 ? shape.max_rows : largest_of(shape.rows) + shape.spare_rows;
+    params.max_request_tokens = largest_of(shape.tokens) + shape.spare_tokens;
+    return params;
   }
 
   void run() {

@@ -82,4 +82,14 @@ DirectRunner find_direct(const GemmConfig& config) {
   return same ? &run_direct<Tile> : nullptr;
 }
 
+// Of kSwigluConfigs.
+template <kernels::DirectResult kResult>
+DirectRunner find_swiglu(const GemmConfig& config) {
+  for (const auto find : {find_direct<kResult, 256, 2>, find_direct<kResult, 224, 2>, find_direct<kResult, 160, 2>,
+                          find_direct<kResult, 128, 2>}) {
+    if (const DirectRunner runner = find(config)) return runner;
+  }
+  return nullptr;
+}
+
 }  // namespace onerec::cuda

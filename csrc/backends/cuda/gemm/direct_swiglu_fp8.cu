@@ -3,12 +3,7 @@
 namespace onerec::cuda {
 
 DirectRunner direct_swiglu_fp8(const GemmConfig& config) {
-  constexpr auto kSwiglu = kernels::DirectResult::kSwigluValues;
-  for (const auto find : {find_direct<kSwiglu, 256, 2>, find_direct<kSwiglu, 224, 2>, find_direct<kSwiglu, 160, 2>,
-                          find_direct<kSwiglu, 128, 2>}) {
-    if (const DirectRunner runner = find(config)) return runner;
-  }
-  return nullptr;
+  return find_swiglu<kernels::DirectResult::kSwigluValues>(config);
 }
 
 }  // namespace onerec::cuda

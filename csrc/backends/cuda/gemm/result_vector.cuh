@@ -33,15 +33,18 @@ __device__ __forceinline__ void store_whole(__nv_bfloat16* to, const ResultVecto
       "r"(v.words[0]), "r"(v.words[1]), "r"(v.words[2]), "r"(v.words[3]), "r"(static_cast<int>(present))
       : "memory");
 }
-__device__ __forceinline__ void store_whole(__nv_bfloat16* to, const ResultVector<4>& v, bool present) {
+__device__ __forceinline__ void store_two_words(void* to, const std::uint32_t (&words)[2], bool present) {
   asm volatile(
       "{\n"
       ".reg .pred present;\n"
       "setp.ne.b32 present, %3, 0;\n"
       "@present st.global.v2.u32 [%0], {%1, %2};\n"
       "}" ::"l"(to),
-      "r"(v.words[0]), "r"(v.words[1]), "r"(static_cast<int>(present))
+      "r"(words[0]), "r"(words[1]), "r"(static_cast<int>(present))
       : "memory");
+}
+__device__ __forceinline__ void store_whole(__nv_bfloat16* to, const ResultVector<4>& v, bool present) {
+  store_two_words(to, v.words, present);
 }
 
 // Codes of neighbouring columns, four to a word.
@@ -63,14 +66,7 @@ __device__ __forceinline__ CodeVector<kColumns> codes_of(const float (&values)[k
 }
 
 __device__ __forceinline__ void store_whole(std::uint8_t* to, const CodeVector<8>& v, bool present) {
-  asm volatile(
-      "{\n"
-      ".reg .pred present;\n"
-      "setp.ne.b32 present, %3, 0;\n"
-      "@present st.global.v2.u32 [%0], {%1, %2};\n"
-      "}" ::"l"(to),
-      "r"(v.words[0]), "r"(v.words[1]), "r"(static_cast<int>(present))
-      : "memory");
+  store_two_words(to, v.words, present);
 }
 
 // Four codes.
