@@ -15,23 +15,32 @@ namespace onerec::bindings {
 
 namespace py = pybind11;
 
+// Python's str() of a NumPy object, which takes microseconds: for errors alone.
+inline std::string described(const py::handle& object) { return py::str(object).cast<std::string>(); }
+
 // `object` as a C-contiguous array of T with the given shape (-1: any); never converts or copies.
 template <class T>
 py::array_t<T> checked_array(const std::string& name, const py::handle& object,
                              std::initializer_list<std::int64_t> shape) {
-  const std::string want = py::str(py::dtype::of<T>()).template cast<std::string>();
-  require(py::isinstance<py::array>(object), "[bindings] got ", name, " that is no NumPy array, want ", want, ".");
+  if (!py::isinstance<py::array>(object)) {
+    throw ArgumentError(
+        concat("[bindings] got ", name, " that is no NumPy array, want ", described(py::dtype::of<T>()), "."));
+  }
   const auto array = py::reinterpret_borrow<py::array>(object);
-  require(py::isinstance<py::array_t<T>>(array) && (array.flags() & py::array::c_style) != 0, "[bindings] got ", name,
-          " of ", py::str(array.dtype()).template cast<std::string>(), ", want a C-contiguous array of ", want, ".");
+  if (!py::isinstance<py::array_t<T>>(array) || (array.flags() & py::array::c_style) == 0) {
+    throw ArgumentError(concat("[bindings] got ", name, " of ", described(array.dtype()),
+                               ", want a C-contiguous array of ", described(py::dtype::of<T>()), "."));
+  }
   bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
   py::ssize_t axis = 0;
   for (const std::int64_t extent : shape) {
     fits = fits && (extent < 0 || array.shape(axis) == extent);
     ++axis;
   }
-  require(fits, "[bindings] got ", name, " of shape ", py::str(array.attr("shape")).template cast<std::string>(),
-          ", which does not fit the other arrays.");
+  if (!fits) {
+    throw ArgumentError(concat("[bindings] got ", name, " of shape ", described(array.attr("shape")),
+                               ", which does not fit the other arrays."));
+  }
   return py::reinterpret_borrow<py::array_t<T>>(array);
 }
 

@@ -9,6 +9,7 @@
 #include "backends/registry.h"
 #include "bindings/arrays.h"
 #include "bindings/core.h"
+#include "bindings/held_items.h"
 #include "bindings/op_runner.h"
 #include "core/build_info.h"
 #include "ops/quantize_weight.h"
@@ -128,5 +129,6 @@ PYBIND11_MODULE(_C, module) {
            "Bytes that the engine would take for this batch, by purpose.")
       .def("poison", &Core::poison, py::arg("value"), "Overwrites the arena with a byte; for tests.")
       .def("close", &Core::close, "Frees everything; later calls raise EngineError.");
+  bind_held_items(module);
   bind_op_runner(module);
 }

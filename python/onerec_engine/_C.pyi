@@ -56,6 +56,30 @@ class Core:
     def poison(self, value: int) -> None: ...
     def close(self) -> None: ...
 
+class ItemIndex:
+    def __init__(
+        self,
+        item_ids: npt.NDArray[np.int64],
+        semantic_ids: npt.NDArray[np.int32],
+        order: npt.NDArray[np.int32],
+        position: npt.NDArray[np.int32],
+        leaf_items: npt.NDArray[np.int32],
+    ) -> None: ...
+    def expand(
+        self,
+        beams: dict[str, npt.NDArray[Any]],
+        constrained: npt.NDArray[np.uint8],
+        num_results: npt.NDArray[np.int64],
+        excluded: npt.NDArray[np.int32],
+        excluded_offsets: npt.NDArray[np.int32],
+    ) -> tuple[
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.bool_],
+        npt.NDArray[np.int64],
+    ]: ...
+
 # Tensors by address: (address, dtype name, rows, columns, stride in elements).
 _Matrix = tuple[int, str, int, int, int]
 # (values, "none" or "row" or "block", address of the scales, their stride)

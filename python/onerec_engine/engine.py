@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onerec_engine._columns import Columns, Schema, Settings
-from onerec_engine._expansion import Beams, Found, collect, expand, want_finite
+from onerec_engine._expansion import Found, collect, expand, want_finite
 from onerec_engine._loading import Loaded, load
 from onerec_engine._memory import largest_batch, parts, uniform_batch
 from onerec_engine._schedule import schedule
@@ -280,17 +280,7 @@ class Engine:
         arrays = packed.arrays(chosen)
         result = self._core.run(arrays)
         want_finite(result["status"], chosen)
-        beams = Beams(
-            scores=result["scores"],
-            codes=result["codes"],
-            leaves=result["leaves"],
-            offsets=result["offsets"].astype(np.int64),
-            constrained=columns.constrained[chosen],
-            excluded=arrays["excluded"],
-            excluded_offsets=arrays["excluded_offsets"].astype(np.int64),
-            num_results=columns.num_results[chosen],
-        )
-        return expand(beams, self.catalogue, self._trie)
+        return expand(result, columns.num_results[chosen], arrays, self._trie)
 
     def _score(self, batch: Batch, semantic_ids: Any, run: Callable[[Arrays], Arrays]) -> list[npt.NDArray[np.float32]]:
         with self._usage.use():
