@@ -44,6 +44,15 @@ py::array_t<T> checked_array(const std::string& name, const py::handle& object,
   return py::reinterpret_borrow<py::array_t<T>>(array);
 }
 
+// The same with strides of any kind, of which a plain copy is made.
+template <class T>
+py::object plain_array(const py::handle& object) {
+  constexpr int kPlain = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
+  const auto array = py::reinterpret_borrow<py::object>(object);
+  const bool strided = py::isinstance<py::array_t<T>>(array) && (py::array(array).flags() & kPlain) != kPlain;
+  return strided ? py::object(py::array_t<T, kPlain>::ensure(array)) : array;
+}
+
 // A new array that owns a copy.
 template <class T>
 py::array_t<T> to_array(const std::vector<T>& values, std::vector<py::ssize_t> shape) {

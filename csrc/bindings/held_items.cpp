@@ -26,6 +26,22 @@ void check_offsets(const std::int32_t* offsets, std::int64_t size, std::int64_t 
   require(ascends, "[bindings] got offsets that do not ascend from 0 to ", rows, ".");
 }
 
+py::array_t<std::int64_t> find_ids(const py::array& ids, const py::array& wanted) {
+  const auto known = checked_array<std::int64_t>("ids", ids, {-1});
+  const auto asked = checked_array<std::int64_t>("wanted", plain_array<std::int64_t>(wanted), {-1});
+  py::array_t<std::int64_t> found(asked.shape(0));
+  const std::int64_t* first = known.data();
+  const std::int64_t count = known.shape(0);
+  const std::int64_t* from = asked.data();
+  const std::int64_t* end = from + asked.shape(0);
+  std::int64_t* to = found.mutable_data();
+  {
+    const LongLoop release(end - from);
+    std::transform(from, end, to, [&](std::int64_t id) { return find_id(first, count, id); });
+  }
+  return found;
+}
+
 }  // namespace
 
 HeldItems::HeldItems(const py::array& item_ids, const py::array& semantic_ids, const py::array& order,
@@ -90,6 +106,8 @@ py::tuple HeldItems::expand(const py::dict& beams, const py::array& constrained,
 }
 
 void bind_held_items(py::module_& module) {
+  module.def("find_ids", &find_ids, py::arg("ids"), py::arg("wanted"),
+             "Where each of int64 `wanted` [m] is among int64 `ids` [n], ascending and distinct; -1: nowhere.");
   py::class_<HeldItems>(module, "ItemIndex", "The catalogue on the host, in the orders of ids and of the trie.")
       .def(py::init<const py::array&, const py::array&, const py::array&, const py::array&, const py::array&>(),
            py::arg("item_ids"), py::arg("semantic_ids"), py::arg("order"), py::arg("position"), py::arg("leaf_items"))

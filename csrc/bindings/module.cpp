@@ -11,6 +11,7 @@
 #include "bindings/core.h"
 #include "bindings/held_items.h"
 #include "bindings/op_runner.h"
+#include "bindings/packer.h"
 #include "core/build_info.h"
 #include "ops/quantize_weight.h"
 
@@ -130,5 +131,6 @@ PYBIND11_MODULE(_C, module) {
       .def("poison", &Core::poison, py::arg("value"), "Overwrites the arena with a byte; for tests.")
       .def("close", &Core::close, "Frees everything; later calls raise EngineError.");
   bind_held_items(module);
+  bind_packer(module);
   bind_op_runner(module);
 }

@@ -20,6 +20,19 @@ PositionRange positions_of(const RunBeams& beams, std::int64_t request, std::int
   return index.leaf(leaf);
 }
 
+// An item is three look-ups away from its beam, each at a random place. Every one is asked for some beams ahead, so
+// that those of several beams come side by side from memory.
+void prefetch(const RunBeams& beams, std::int64_t row, std::int64_t end, const ItemIndex& index) {
+  constexpr std::int64_t kAhead = 16;
+  const auto leaf_at = [&](std::int64_t ahead) {
+    const std::int64_t leaf = row + ahead < end ? beams.leaves[row + ahead] : 0;
+    return std::clamp(leaf, std::int64_t{0}, index.leaves - 1);
+  };
+  __builtin_prefetch(index.leaf_items + leaf_at(3 * kAhead));
+  __builtin_prefetch(index.order + index.leaf_items[leaf_at(2 * kAhead)]);
+  __builtin_prefetch(index.item_ids + index.order[index.leaf_items[leaf_at(kAhead)]]);
+}
+
 // Any id may be an item's, kNoItem too: `legal` says whether it is one.
 void write(const RunBeams& beams, std::int64_t row, std::int64_t item, bool legal, std::int64_t levels, std::int64_t to,
            const RunItems& out) {
@@ -34,8 +47,10 @@ std::int64_t expand_request(const RunBeams& beams, std::int64_t request, const I
                             const RunItems& out) {
   const std::int32_t* excluded = beams.excluded + beams.excluded_offsets[request];
   const std::int32_t* excluded_end = beams.excluded + beams.excluded_offsets[request + 1];
+  const std::int64_t rows_end = beams.offsets[request + 1];
   const std::int64_t end = to + beams.num_results[request];
-  for (std::int64_t row = beams.offsets[request]; row < beams.offsets[request + 1] && to < end; ++row) {
+  for (std::int64_t row = beams.offsets[request]; row < rows_end && to < end; ++row) {
+    if (beams.constrained[request] != 0) prefetch(beams, row, rows_end, index);
     if (!is_alive(beams, row)) continue;
     const PositionRange range = positions_of(beams, request, row, index);
     if (range.empty()) write(beams, row, kNoItem, false, index.levels, to++, out);

@@ -16,14 +16,15 @@ PositionRange ItemIndex::with_codes(const std::int32_t* codes) const {
 
 std::int64_t find_id(const std::int64_t* ids, std::int64_t count, std::int64_t id) {
   if (count == 0 || id < ids[0] || id > ids[count - 1]) return -1;
-  // Distinct ids: there are no more items before an id than numbers between the first id and it, and behind it
-  // likewise. In a catalogue without gaps that leaves one place. Differences of int64 may need the 64th bit.
+  // Ids are distinct, so that no more of them are before one than there are numbers between the first and it; behind it
+  // likewise. Where that leaves one place, as it does without gaps, it is there. Differences may need the 64th bit.
   const auto gap = [](std::int64_t from, std::int64_t to) {
     return static_cast<std::uint64_t>(to) - static_cast<std::uint64_t>(from);
   };
   const auto last = static_cast<std::uint64_t>(count - 1);
   const std::uint64_t high = std::min(last, gap(ids[0], id));
   const std::uint64_t low = last - std::min(last, gap(id, ids[count - 1]));
+  if (low == high) return static_cast<std::int64_t>(low);
   const std::int64_t* at = std::lower_bound(ids + low, ids + high, id);
   return *at == id ? at - ids : -1;
 }

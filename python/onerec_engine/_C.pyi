@@ -1,6 +1,6 @@
 """The compiled engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ def quantize_channel(
 def quantize_block(
     values: npt.NDArray[np.float32],
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]: ...
+def find_ids(ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]: ...
 
 class Core:
     def __init__(
@@ -79,6 +80,44 @@ class ItemIndex:
         npt.NDArray[np.bool_],
         npt.NDArray[np.int64],
     ]: ...
+
+class PackedRequests:
+    @property
+    def size(self) -> int: ...
+    @property
+    def widths(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def context_sizes(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def excluded_sizes(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def unknown(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def truncated(self) -> npt.NDArray[np.int64]: ...
+    def arrays(self, chosen: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]: ...
+
+# (item ids, offsets)
+_Ragged = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+class Packer:
+    def __init__(
+        self,
+        items: ItemIndex,
+        # (name, number of the source or -1, tokens kept, position embedding, columns of each dense field or 0)
+        pathways: Sequence[tuple[str, int, int, str, list[int]]],
+        sources: int,
+        max_widths: list[int],
+        max_free_widths: list[int],
+    ) -> None: ...
+    def pack(
+        self,
+        sources: Sequence[_Ragged],
+        exclude: _Ragged,
+        features: Sequence[npt.NDArray[Any]],
+        widths: npt.NDArray[np.int64],
+        constrained: npt.NDArray[np.bool_],
+        exclude_history: npt.NDArray[np.bool_],
+    ) -> PackedRequests: ...
 
 # Tensors by address: (address, dtype name, rows, columns, stride in elements).
 _Matrix = tuple[int, str, int, int, int]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Ints", "as_array", "as_floats", "as_ints", "offsets_of", "ranges", "sizes_of"]
+__all__ = ["Arrays", "Ints", "as_array", "as_floats", "as_ints", "offsets_of", "ranges", "sizes_of"]
 
+Arrays = dict[str, npt.NDArray[Any]]
 Ints = npt.NDArray[np.int64]
 _INT64_MAX = np.iinfo(np.int64).max
 

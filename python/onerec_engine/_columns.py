@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,7 @@ UNSET = -1
 """In `Columns.num_results`: as many as the settings say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ragged:
+class Ragged(NamedTuple):
     """Request b has values[offsets[b] : offsets[b + 1]]; both int64, offsets [B + 1]."""
 
     values: Ints

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from onerec_engine._arrays import Ints, offsets_of, ranges, sizes_of
+from onerec_engine._arrays import Arrays, Ints, offsets_of, ranges, sizes_of
 from onerec_engine._columns import Columns
 from onerec_engine._trie_index import TrieIndex
-from onerec_engine.batching import Arrays, Packed
 from onerec_engine.errors import EngineError
 from onerec_engine.result import BatchResult
+
+if TYPE_CHECKING:
+    from onerec_engine._C import PackedRequests
 
 __all__ = ["Found", "collect", "expand", "want_finite"]
 
@@ -84,7 +86,7 @@ def _joined(found: Sequence[Found], runs: Sequence[Ints], levels: int) -> Found:
     )
 
 
-def collect(found: Sequence[Found], runs: Sequence[Ints], columns: Columns, packed: Packed) -> BatchResult:
+def collect(found: Sequence[Found], runs: Sequence[Ints], columns: Columns, packed: PackedRequests) -> BatchResult:
     """The results of all runs in the caller's order.
 
     Args:

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from onerec_engine._arrays import offsets_of, ranges
+from onerec_engine._arrays import Arrays, offsets_of, ranges
 from onerec_engine._schedule import Limits
 from onerec_engine._trie_index import TrieIndex
-from onerec_engine.batching import Arrays
 from onerec_engine.catalogue import Catalogue
 from onerec_engine.config import OneRecV2Config
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onerec_engine._arrays import Ints, as_ints, offsets_of, ranges, sizes_of
-from onerec_engine.batching import Arrays, Packed
+from onerec_engine._arrays import Arrays, Ints, as_ints, offsets_of, ranges, sizes_of
+
+if TYPE_CHECKING:
+    from onerec_engine._C import PackedRequests
 
 __all__ = ["Candidates", "Pieces", "read_candidates", "split_candidates"]
 
@@ -41,7 +43,7 @@ class Pieces:
         """The rows of `Candidates.codes` of the pieces `chosen`."""
         return ranges(self.starts[chosen], self.sizes[chosen])
 
-    def arrays(self, packed: Packed, given: Candidates, chosen: Ints) -> Arrays:
+    def arrays(self, packed: PackedRequests, given: Candidates, chosen: Ints) -> Arrays:
         """What `_C.Core.run` takes for the pieces `chosen`."""
         out = packed.arrays(self.owners[chosen])
         count, levels = chosen.size, given.codes.shape[1]

@@ -35,7 +35,7 @@ class Catalogue:
         codebook_sizes: codes per level.
     """
 
-    __slots__ = ("_dense", "codebook_sizes", "item_ids", "semantic_ids")
+    __slots__ = ("codebook_sizes", "item_ids", "semantic_ids")
 
     def __init__(self, item_ids: npt.ArrayLike, semantic_ids: npt.ArrayLike, *, codebook_sizes: Sequence[int]) -> None:
         """Sorts and checks the items.
@@ -75,7 +75,6 @@ class Catalogue:
         self.codebook_sizes = sizes
         self.item_ids: npt.NDArray[np.int64] = ids
         self.semantic_ids: npt.NDArray[np.int32] = np.array(codes, np.int32, order="C")
-        self._dense = int(ids[-1]) - int(ids[0]) == ids.size - 1
         self.item_ids.flags.writeable = False
         self.semantic_ids.flags.writeable = False
 
@@ -127,13 +126,9 @@ class Catalogue:
         Returns:
             int64 of that shape; -1 for ids the catalogue does not have.
         """
-        ids = self.item_ids
-        if self._dense:
-            # Differences wrap around: seen without a sign, those of unknown ids are beyond the last item's.
-            at = np.subtract(item_ids, ids[0])
-            return np.where(at.view(np.uint64) < ids.size, at, -1)
-        at = np.minimum(np.searchsorted(ids, item_ids), ids.size - 1)
-        return np.where(ids[at] == item_ids, at, -1)
+        from onerec_engine._C import find_ids
+
+        return find_ids(self.item_ids, item_ids.ravel()).reshape(item_ids.shape)
 
 
 def _kind(array: npt.NDArray[Any]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onerec_engine._arrays import Arrays
 from onerec_engine._columns import Columns, Schema, Settings
 from onerec_engine._expansion import Found, collect, expand, want_finite
 from onerec_engine._loading import Loaded, load
@@ -18,9 +19,12 @@ from onerec_engine._schedule import schedule
 from onerec_engine._scoring import read_candidates, split_candidates
 from onerec_engine._trie_index import TrieIndex
 from onerec_engine._usage import Usage
-from onerec_engine.batching import Arrays, Packed, context_limits, pack, read_batch
+from onerec_engine.batching import context_limits, make_packer, pack, read_batch
 from onerec_engine.request import Request
 from onerec_engine.result import BatchResult, Recommendation, Result
+
+if TYPE_CHECKING:
+    from onerec_engine._C import PackedRequests
 
 __all__ = ["BatchResult", "Engine", "Recommendation", "Request", "Result"]
 
@@ -65,6 +69,7 @@ class Engine:
         self._schema = Schema.of(config)
         self._context_limits = context_limits(config.pathways, loaded.max_context)
         self._trie = TrieIndex(self.catalogue, core.set_catalogue(self.catalogue.semantic_ids), core.leaf_items())
+        self._packer = make_packer(config, self._trie, self._context_limits)
         widths = loaded.generation.beam_width or (DEFAULT_BEAM_WIDTH,) * config.levels
         self._settings = Settings(
             widths=tuple(min(width, limit) for width in widths),
@@ -206,7 +211,7 @@ class Engine:
         )
         with self._usage.use():
             columns = read_batch(batch, self._schema, settings)
-            packed = self._pack(columns)
+            packed = pack(columns, self._packer)
             runs = schedule(packed.widths, packed.context_sizes, packed.excluded_sizes, self.limits)
             found = [self._search(packed, columns, chosen) for chosen in runs]
         return collect(found, runs, columns, packed)
@@ -273,10 +278,7 @@ class Engine:
     def __repr__(self) -> str:
         return f"Engine({self.precision} on {self.device}, {len(self.catalogue)} items)"
 
-    def _pack(self, columns: Columns) -> Packed:
-        return pack(columns, config=self.config, catalogue=self.catalogue, trie=self._trie, limits=self._context_limits)
-
-    def _search(self, packed: Packed, columns: Columns, chosen: npt.NDArray[np.int64]) -> Found:
+    def _search(self, packed: PackedRequests, columns: Columns, chosen: npt.NDArray[np.int64]) -> Found:
         arrays = packed.arrays(chosen)
         result = self._core.run(arrays)
         want_finite(result["status"], chosen)
@@ -284,7 +286,7 @@ class Engine:
 
     def _score(self, batch: Batch, semantic_ids: Any, run: Callable[[Arrays], Arrays]) -> list[npt.NDArray[np.float32]]:
         with self._usage.use():
-            packed = self._pack(read_batch(batch, self._schema, self._settings))
+            packed = pack(read_batch(batch, self._schema, self._settings), self._packer)
             given = read_candidates(semantic_ids, packed.size, self.config.codebook_sizes)
             pieces = split_candidates(given, self.limits.max_rows)
             scores = np.empty(len(given.codes), np.float32)

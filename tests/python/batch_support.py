@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from support import EVERYTHING, tiny_config
 
+from onerec_engine._C import PackedRequests
 from onerec_engine._columns import Schema, Settings
 from onerec_engine._trie_index import TrieIndex
-from onerec_engine.batching import Packed, context_limits, pack, read_batch
+from onerec_engine.batching import context_limits, make_packer, pack, read_batch
 from onerec_engine.catalogue import Catalogue
 from onerec_engine.config import OneRecV2Config
 from onerec_engine.request import Request
@@ -35,14 +36,13 @@ def make_catalogue(config: OneRecV2Config, items: int = 30) -> Catalogue:
 
 def prepare(
     batch: Any, config: OneRecV2Config = PLAIN, settings: Settings = SETTINGS, max_context: int | None = None
-) -> Packed:
+) -> PackedRequests:
     columns = read_batch(batch, Schema.of(config), settings)
-    catalogue = make_catalogue(config)
     limits = context_limits(config.pathways, max_context or config.max_context)
-    return pack(columns, config=config, catalogue=catalogue, trie=TrieIndex(catalogue), limits=limits)
+    return pack(columns, make_packer(config, TrieIndex(make_catalogue(config)), limits))
 
 
-def everything(packed: Packed) -> dict[str, Any]:
+def everything(packed: PackedRequests) -> dict[str, Any]:
     return packed.arrays(np.arange(packed.size))
 
 

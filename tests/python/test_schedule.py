@@ -14,7 +14,7 @@ from support import pathway, tiny_config
 from onerec_engine._columns import Schema
 from onerec_engine._schedule import Limits, schedule
 from onerec_engine._trie_index import TrieIndex
-from onerec_engine.batching import context_limits, pack, read_batch
+from onerec_engine.batching import context_limits, make_packer, pack, read_batch
 from onerec_engine.request import Request
 
 
@@ -73,12 +73,12 @@ def test_preparing_sixteen_requests_takes_no_time() -> None:
     rng = np.random.default_rng(0)
     batch = [Request(history=rng.integers(0, 62, 50).tolist(), exclude_history=True) for _ in range(16)]
     schema, catalogue = Schema.of(PLAIN), make_catalogue(PLAIN)
-    trie, limits = TrieIndex(catalogue), context_limits(PLAIN.pathways, PLAIN.max_context)
+    packer = make_packer(PLAIN, TrieIndex(catalogue), context_limits(PLAIN.pathways, PLAIN.max_context))
     times = []
     for _ in range(50):
         started = time.perf_counter()
         columns = read_batch(batch, schema, SETTINGS)
-        packed = pack(columns, config=PLAIN, catalogue=catalogue, trie=trie, limits=limits)
+        packed = pack(columns, packer)
         packed.arrays(np.arange(16))
         times.append(time.perf_counter() - started)
     print(f"\nmedian {1e3 * np.median(times):.3f} ms, minimum {1e3 * min(times):.3f} ms")
