@@ -2,11 +2,13 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
 #include "bindings/arrays.h"
 #include "bindings/long_loop.h"
+#include "engine/search_settings.h"
 
 namespace onerec::bindings {
 namespace {
@@ -81,6 +83,19 @@ RunArrays::Pathway add_pathway(py::dict& out, const std::string& name, const Pat
   if (pathway.source != PathwayPacking::kStatic)
     to.codes = add_array<std::int32_t>(out, name + ".codes", {tokens, levels});
   return to;
+}
+
+py::tuple check_settings(const py::array& widths, const py::array& num_results, std::int64_t max_width,
+                         std::int64_t call_results, std::int64_t default_results) {
+  const auto wide = checked_array<std::int64_t>("widths", widths, {-1, -1});
+  const std::int64_t size = wide.shape(0);
+  const auto asked = checked_array<std::int64_t>("num_results", num_results, {size});
+  py::array_t<std::int64_t> filled(size);
+  std::copy_n(asked.data(), size, filled.mutable_data());
+  const CallSettings call = {.max_width = max_width, .num_results = call_results, .default_results = default_results};
+  const std::int64_t wrong_width = first_wrong_width(wide.data(), size, wide.shape(1), max_width);
+  const std::int64_t wrong_results = fill_num_results(wide.data(), size, wide.shape(1), call, filled.mutable_data());
+  return py::make_tuple(filled, wrong_width, wrong_results);
 }
 
 }  // namespace
@@ -165,6 +180,11 @@ HeldRequests Packer::pack(const py::object& self, const py::sequence& sources, c
 }
 
 void bind_packer(py::module_& module) {
+  module.def(
+      "check_settings", &check_settings, py::arg("widths"), py::arg("num_results"), py::arg("max_width"),
+      py::arg("call_results"), py::arg("default_results"),
+      "num_results int64 [B] without -1; the first request with a wrong width of int64 [B, levels], and the first "
+      "with a wrong number of results, or -1.");
   py::class_<HeldRequests>(module, "PackedRequests", "Requests ready to be cut into runs; made by Packer.")
       .def_property_readonly("size", [](const HeldRequests& held) { return held.packed().size(); })
       .def_property_readonly(

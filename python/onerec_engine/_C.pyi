@@ -15,6 +15,13 @@ def quantize_block(
     values: npt.NDArray[np.float32],
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]: ...
 def find_ids(ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]: ...
+def check_settings(
+    widths: npt.NDArray[np.int64],
+    num_results: npt.NDArray[np.int64],
+    max_width: int,
+    call_results: int,
+    default_results: int,
+) -> tuple[npt.NDArray[np.int64], int, int]: ...
 
 class Core:
     def __init__(

@@ -23,6 +23,7 @@ __all__ = [
     "Schema",
     "Settings",
     "check_columns",
+    "empty_lists",
     "read_count",
     "read_widths",
 ]
@@ -62,11 +63,15 @@ class Schema:
         levels: semantic-id levels.
         sources: names of the item lists, ``history`` first.
         features: the pathways' fields.
+        arrays: how a dict of arrays names each source's ids and their offsets.
+        array_keys: every name that such a dict must have.
     """
 
     levels: int
     sources: tuple[str, ...]
     features: tuple[Feature, ...]
+    arrays: dict[str, tuple[str, str]]
+    array_keys: tuple[str, ...]
 
     @staticmethod
     def of(config: OneRecV2Config) -> Schema:
@@ -77,7 +82,10 @@ class Schema:
             for p in config.pathways
             for field in p.fields
         ]
-        return Schema(config.levels, tuple(dict.fromkeys([HISTORY, *named])), tuple(features))
+        sources = tuple(dict.fromkeys([HISTORY, *named]))
+        arrays = {HISTORY: ("item_ids", "offsets")} | {s: (s, f"{s}.offsets") for s in sources[1:]}
+        array_keys = (*(name for pair in arrays.values() for name in pair), *(f.key for f in features))
+        return Schema(config.levels, sources, tuple(features), arrays, array_keys)
 
     @property
     def keys(self) -> list[str]:
@@ -85,8 +93,7 @@ class Schema:
         return [*self.sources[1:], *(feature.key for feature in self.features)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(NamedTuple):
     """What holds for a request that does not say otherwise.
 
     Attributes:
@@ -114,7 +121,7 @@ class Settings:
         widths, limit = self.widths, self.max_beam_width
         if beam_width is not None:
             widths = read_widths(beam_width, len(widths), "[engine] beam_width")
-        if not all(1 <= width <= limit for width in widths):
+        if not 1 <= min(widths) <= max(widths) <= limit:
             raise ValueError(
                 f"[engine] got beam_width {list(widths)}, want 1 to {limit} per level. "
                 "Raise max_beam_width when the engine is made for more."
@@ -129,8 +136,7 @@ class Settings:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
+class Columns(NamedTuple):
     """A batch of B requests.
 
     Attributes:
@@ -154,6 +160,11 @@ class Columns:
     constrained: npt.NDArray[np.bool_]
     exclude_history: npt.NDArray[np.bool_]
     request_ids: Sequence[Any] | None
+
+
+def empty_lists(size: int) -> Ragged:
+    """No item ids for each of `size` requests."""
+    return Ragged(np.empty(0, np.int64), np.zeros(size + 1, np.int64))
 
 
 def read_widths(value: Any, levels: int, what: str) -> tuple[int, ...]:
@@ -192,35 +203,24 @@ def check_columns(columns: Columns, schema: Schema, settings: Settings) -> Colum
     Raises:
         ValueError: naming the first request at fault.
     """
+    from onerec_engine._C import check_settings
+
     widths, limit = columns.widths, settings.max_beam_width
-    if columns.size and not (widths.min() >= 1 and widths.max() <= limit):
-        b = int(np.flatnonzero(((widths < 1) | (widths > limit)).any(axis=1))[0])
+    call = UNSET if settings.num_results is None else settings.num_results
+    results, wide, many = check_settings(widths, columns.num_results, limit, call, settings.default_results)
+    if wide >= 0:
         raise ValueError(
-            f"[batch] request {b}: got beam_width {widths[b].tolist()}, want 1 to {limit} per level. "
+            f"[batch] request {wide}: got beam_width {widths[wide].tolist()}, want 1 to {limit} per level. "
             "Raise max_beam_width when the engine is made for more."
         )
-    last, results = widths[:, -1], columns.num_results
-    fallback = np.minimum(settings.default_results, last) if settings.num_results is None else settings.num_results
-    results = np.where(results == UNSET, fallback, results)
-    if ((results < 1) | (results > last)).any():
-        b = int(np.flatnonzero((results < 1) | (results > last))[0])
+    if many >= 0:
         raise ValueError(
-            f"[batch] request {b}: got num_results {results[b]}, want 1 to {last[b]}, its last beam width. "
-            "Ask for fewer items or search with wider beams."
+            f"[batch] request {many}: got num_results {results[many]}, want 1 to {widths[many, -1]}, its last beam "
+            "width. Ask for fewer items or search with wider beams."
         )
     for feature in schema.features:
         _check_feature(feature, columns)
-    return Columns(
-        size=columns.size,
-        sources=columns.sources,
-        features=columns.features,
-        exclude=columns.exclude,
-        widths=widths,
-        num_results=results,
-        constrained=columns.constrained,
-        exclude_history=columns.exclude_history,
-        request_ids=columns.request_ids,
-    )
+    return columns._replace(num_results=results)
 
 
 def _check_feature(feature: Feature, columns: Columns) -> None:

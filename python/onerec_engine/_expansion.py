@@ -48,10 +48,9 @@ def want_finite(status: npt.NDArray[np.int32], owners: Ints) -> None:
     Raises:
         EngineError: naming the first one's index.
     """
-    bad = np.flatnonzero(status)
-    if bad.size:
+    if any(status.tolist()):
         raise EngineError(
-            f"[engine] request {owners[bad[0]]}: got log-probabilities that are not finite. "
+            f"[engine] request {owners[np.flatnonzero(status)[0]]}: got log-probabilities that are not finite. "
             "Check its dense features and the checkpoint's weights."
         )
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onerec_engine._arrays import Ints, as_array, as_floats, as_ints
-from onerec_engine._columns import HISTORY, UNSET, Columns, Feature, Ragged, Schema, Settings
+from onerec_engine._arrays import Ints, as_array, as_floats, as_ints, filled
+from onerec_engine._columns import UNSET, Columns, Feature, Ragged, Schema, Settings, empty_lists
 from onerec_engine._json import quote
 from onerec_engine.config import CategoricalField
 
@@ -32,15 +32,15 @@ def read_arrays(batch: Mapping[str, Any], schema: Schema, settings: Settings) ->
     Raises:
         ValueError: for anything of a wrong name, kind or shape.
     """
-    names = {HISTORY: ("item_ids", "offsets")} | {s: (s, f"{s}.offsets") for s in schema.sources[1:]}
-    keys = [name for pair in names.values() for name in pair] + [f.key for f in schema.features]
+    keys = schema.array_keys
     if unknown := [name for name in batch if name not in keys and name not in _SETTINGS]:
-        raise ValueError(f"[batch] got unknown arrays {quote(unknown)}, want {keys} and some of {list(_SETTINGS)}.")
+        raise ValueError(
+            f"[batch] got unknown arrays {quote(unknown)}, want {list(keys)} and some of {list(_SETTINGS)}."
+        )
     if missing := [name for name in keys if name not in batch]:
         raise ValueError(f"[batch] lacks the arrays {missing}. Add them; lists of items may be empty.")
     size = max(as_ints(batch["offsets"], "[batch] offsets").size - 1, 0)
-    sources = {source: _ragged(batch, *pair, size) for source, pair in names.items()}
-    empty = Ragged(np.empty(0, np.int64), np.zeros(size + 1, np.int64))
+    sources = {source: _ragged(batch, *pair, size) for source, pair in schema.arrays.items()}
     ids = batch.get("request_id")
     if ids is not None and len(ids) != size:
         raise ValueError(f"[batch] request_id: got {len(ids)} entries, want {size}.")
@@ -48,7 +48,7 @@ def read_arrays(batch: Mapping[str, Any], schema: Schema, settings: Settings) ->
         size=size,
         sources=sources,
         features={f.key: _feature(batch[f.key], f, sources, size) for f in schema.features},
-        exclude=_ragged(batch, "exclude", "exclude.offsets", size) if "exclude" in batch else empty,
+        exclude=_ragged(batch, "exclude", "exclude.offsets", size) if "exclude" in batch else empty_lists(size),
         widths=_widths(batch.get("beam_width"), schema, settings, size),
         num_results=_counts(batch.get("num_results"), size),
         constrained=_flags(batch.get("constrained"), "constrained", settings.constrained, size),
@@ -66,10 +66,11 @@ def _ragged(batch: Mapping[str, Any], name: str, offsets_name: str, size: int) -
         raise ValueError(f"[batch] {name}: got shape {list(values.shape)}, want one flat array for all requests.")
     if offsets.shape != (size + 1,):
         raise ValueError(f"[batch] {offsets_name}: got shape {list(offsets.shape)}, want [{size + 1}].")
-    if offsets[0] != 0 or offsets[-1] != values.size:
-        got = f"{offsets[0]} to {offsets[-1]}"
+    first, last = offsets.item(0), offsets.item(size)
+    if first != 0 or last != values.size:
+        got = f"{first} to {last}"
         raise ValueError(f"[batch] {offsets_name}: got {got}, want 0 to {values.size}, the length of {name}.")
-    if (offsets[1:] < offsets[:-1]).any():
+    if size > 1 and (offsets[1:] < offsets[:-1]).any():
         b = int(np.flatnonzero(offsets[1:] < offsets[:-1])[0])
         raise ValueError(f"[batch] request {b}: {offsets_name} falls from {offsets[b]} to {offsets[b + 1]}.")
     return Ragged(values, offsets)
@@ -108,7 +109,7 @@ def _widths(value: Any, schema: Schema, settings: Settings, size: int) -> Ints:
 
 def _counts(value: Any, size: int) -> Ints:
     if value is None:
-        return np.full(size, UNSET, np.int64)
+        return filled(size, UNSET, np.int64)
     counts = as_ints(value, "[batch] num_results")
     _want_shape(counts, "[batch] num_results", (size,))
     return np.maximum(counts, 0)
@@ -116,7 +117,7 @@ def _counts(value: Any, size: int) -> Ints:
 
 def _flags(value: Any, name: str, default: bool, size: int) -> npt.NDArray[np.bool_]:
     if value is None:
-        return np.full(size, default, np.bool_)
+        return filled(size, default, np.bool_)
     flags = as_array(value, f"[batch] {name}")
     _want_shape(flags, f"[batch] {name}", (size,))
     if flags.dtype.kind not in "biu":

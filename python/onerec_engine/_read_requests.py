@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onerec_engine._arrays import Ints, as_floats, as_ints, offsets_of, sizes_of
-from onerec_engine._columns import HISTORY, UNSET, Columns, Feature, Ragged, Schema, Settings, read_count, read_widths
+from onerec_engine._arrays import Ints, as_floats, as_ints, sizes_of
+from onerec_engine._columns import (
+    HISTORY,
+    UNSET,
+    Columns,
+    Feature,
+    Ragged,
+    Schema,
+    Settings,
+    empty_lists,
+    read_count,
+    read_widths,
+)
 from onerec_engine._json import quote
 from onerec_engine.config import CategoricalField
 from onerec_engine.request import Request
@@ -33,7 +45,7 @@ def read_requests(batch: Iterable[Request], schema: Schema, settings: Settings) 
         size=size,
         sources=sources,
         features={f.key: _feature(requests, f, sources) for f in schema.features},
-        exclude=_ragged([_ids(r.exclude, b, "exclude") for b, r in enumerate(requests)]),
+        exclude=_excluded(requests),
         widths=_widths(requests, schema, settings),
         num_results=np.array(
             [
@@ -60,10 +72,10 @@ def _listed(batch: Iterable[Request]) -> list[Request]:
 
 
 def _check_names(requests: list[Request], schema: Schema) -> None:
-    keys = schema.keys
     for b, request in enumerate(requests):
         if not request.features:
             continue
+        keys = schema.keys
         if not isinstance(request.features, Mapping):
             got = type(request.features).__name__
             raise ValueError(f"[batch] request {b}: got features of type {got}, want a dict.")
@@ -85,8 +97,16 @@ def _ids(value: Any, b: int, name: str) -> Ints:
 
 
 def _ragged(parts: list[Ints]) -> Ragged:
-    values = np.concatenate(parts) if parts else np.empty(0, np.int64)
-    return Ragged(values, offsets_of([part.size for part in parts]))
+    if not parts:
+        return empty_lists(0)
+    values = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    return Ragged(values, np.array([0, *accumulate([part.size for part in parts])], np.int64))
+
+
+def _excluded(requests: list[Request]) -> Ragged:
+    if all(type(r.exclude) is tuple and not r.exclude for r in requests):
+        return empty_lists(len(requests))
+    return _ragged([_ids(r.exclude, b, "exclude") for b, r in enumerate(requests)])
 
 
 def _feature(requests: list[Request], feature: Feature, sources: dict[str, Ragged]) -> npt.NDArray[Any]:
