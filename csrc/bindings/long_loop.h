@@ -8,8 +8,8 @@
 
 namespace onerec::bindings {
 
-// Releases the GIL while it lives, if `steps` are many. Of a few microseconds nobody else has anything, and whoever
-// takes the GIL meanwhile may keep it for milliseconds.
+// Releases the GIL while it lives, if `steps` are many. For a few microseconds that helps nobody, and whoever takes the
+// GIL meanwhile may keep it for milliseconds.
 class LongLoop {
  public:
   explicit LongLoop(std::int64_t steps) {

@@ -87,9 +87,9 @@ RunArrays::Pathway add_pathway(py::dict& out, const std::string& name, const Pat
 
 py::tuple check_settings(const py::array& widths, const py::array& num_results, std::int64_t max_width,
                          std::int64_t call_results, std::int64_t default_results) {
-  const auto wide = checked_array<std::int64_t>("widths", widths, {-1, -1});
+  const auto wide = checked_array<std::int64_t>("widths", plain_array<std::int64_t>(widths), {-1, -1});
   const std::int64_t size = wide.shape(0);
-  const auto asked = checked_array<std::int64_t>("num_results", num_results, {size});
+  const auto asked = checked_array<std::int64_t>("num_results", plain_array<std::int64_t>(num_results), {size});
   py::array_t<std::int64_t> filled(size);
   std::copy_n(asked.data(), size, filled.mutable_data());
   const CallSettings call = {.max_width = max_width, .num_results = call_results, .default_results = default_results};

@@ -1,6 +1,7 @@
 #include "engine/expansion.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <numeric>
 
@@ -20,17 +21,31 @@ PositionRange positions_of(const RunBeams& beams, std::int64_t request, std::int
   return index.leaf(leaf);
 }
 
-// An item is three look-ups away from its beam, each at a random place. Every one is asked for some beams ahead, so
-// that those of several beams come side by side from memory.
-void prefetch(const RunBeams& beams, std::int64_t row, std::int64_t end, const ItemIndex& index) {
-  constexpr std::int64_t kAhead = 16;
-  const auto leaf_at = [&](std::int64_t ahead) {
-    const std::int64_t leaf = row + ahead < end ? beams.leaves[row + ahead] : 0;
-    return std::clamp(leaf, std::int64_t{0}, index.leaves - 1);
-  };
-  __builtin_prefetch(index.leaf_items + leaf_at(3 * kAhead));
-  __builtin_prefetch(index.order + index.leaf_items[leaf_at(2 * kAhead)]);
-  __builtin_prefetch(index.item_ids + index.order[index.leaf_items[leaf_at(kAhead)]]);
+// Some live beams of a request. An item is three look-ups away from its beam, each at a random place: done block by
+// block and one kind after the other, those of several beams wait for memory side by side.
+struct Block {
+  static constexpr std::int64_t kMost = 64;
+
+  std::int64_t count = 0;
+  std::array<std::int64_t, kMost> rows;
+  std::array<PositionRange, kMost> ranges;
+};
+
+// Takes the next live beams from `row` on, at most `most`, and returns the row behind them.
+std::int64_t fill(Block& block, const RunBeams& beams, std::int64_t request, std::int64_t row, std::int64_t most,
+                  const ItemIndex& index) {
+  block.count = 0;
+  for (; row < beams.offsets[request + 1] && block.count < std::min(most, Block::kMost); ++row) {
+    if (!is_alive(beams, row)) continue;
+    const auto i = static_cast<std::size_t>(block.count++);
+    block.rows[i] = row;
+    block.ranges[i] = positions_of(beams, request, row, index);
+  }
+  for (std::int64_t i = 0; i < block.count; ++i) {
+    const PositionRange range = block.ranges[static_cast<std::size_t>(i)];
+    if (!range.empty()) __builtin_prefetch(index.item_ids + index.order[range.begin]);
+  }
+  return row;
 }
 
 // Any id may be an item's, kNoItem too: `legal` says whether it is one.
@@ -47,18 +62,22 @@ std::int64_t expand_request(const RunBeams& beams, std::int64_t request, const I
                             const RunItems& out) {
   const std::int32_t* excluded = beams.excluded + beams.excluded_offsets[request];
   const std::int32_t* excluded_end = beams.excluded + beams.excluded_offsets[request + 1];
-  const std::int64_t rows_end = beams.offsets[request + 1];
   const std::int64_t end = to + beams.num_results[request];
-  for (std::int64_t row = beams.offsets[request]; row < rows_end && to < end; ++row) {
-    if (beams.constrained[request] != 0) prefetch(beams, row, rows_end, index);
-    if (!is_alive(beams, row)) continue;
-    const PositionRange range = positions_of(beams, request, row, index);
-    if (range.empty()) write(beams, row, kNoItem, false, index.levels, to++, out);
-    for (std::int64_t p = range.begin; p < range.end && to < end; ++p) {
-      if (std::binary_search(excluded, excluded_end, p)) continue;
-      write(beams, row, index.item_ids[index.order[p]], true, index.levels, to++, out);
+  std::int64_t next_row = beams.offsets[request];
+  Block block;
+  do {
+    // A beam is at least one result where nothing is excluded, so that no more are needed.
+    next_row = fill(block, beams, request, next_row, end - to, index);
+    for (std::int64_t i = 0; i < block.count; ++i) {
+      const std::int64_t row = block.rows[static_cast<std::size_t>(i)];
+      const PositionRange range = block.ranges[static_cast<std::size_t>(i)];
+      if (range.empty() && to < end) write(beams, row, kNoItem, false, index.levels, to++, out);
+      for (std::int64_t p = range.begin; p < range.end && to < end; ++p) {
+        if (std::binary_search(excluded, excluded_end, p)) continue;
+        write(beams, row, index.item_ids[index.order[p]], true, index.levels, to++, out);
+      }
     }
-  }
+  } while (block.count > 0);
   return to;
 }
 

@@ -37,8 +37,8 @@ struct RunItems {
 std::int64_t max_results(const RunBeams& beams);
 
 // The items of each request's beams, in the beams' order; those of one semantic id by ascending id; without excluded
-// ones; at most num_results. A beam of an unconstrained search that no item has stays, as kNoItem. Looks no beam up
-// behind the one that gives the last result. Throws InternalError for a leaf that the index does not have.
+// ones; at most num_results. A beam of an unconstrained search that no item has stays, as kNoItem. No more
+// beams are looked up than results are still wanted. Throws InternalError for a leaf that the index does not have.
 void expand(const RunBeams& beams, const ItemIndex& index, const RunItems& out);
 
 }  // namespace onerec

@@ -48,5 +48,5 @@ class Usage:
     ) -> None:
         with self._changed:
             self._active -= 1
-            if self._active == 0:
+            if self._ended and self._active == 0:
                 self._changed.notify_all()

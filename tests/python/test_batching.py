@@ -39,7 +39,7 @@ def test_dtypes_and_layout() -> None:
 
 
 def _loop(batch: Sequence[Request], config: OneRecV2Config, catalogue: Catalogue) -> dict[str, Any]:
-    """What `Packed.arrays` gives, one token at a time."""
+    """What `PackedRequests.arrays` gives, one token at a time."""
     at = {int(item): i for i, item in enumerate(catalogue.item_ids)}
     order = TrieIndex(catalogue).order.tolist()
     out: dict[str, list[Any]] = {"context_offsets": [0], "excluded": [], "excluded_offsets": [0]}
