@@ -21,7 +21,7 @@ py::object head(const py::array& array, py::ssize_t count) {
 
 // Each request has rows of its own.
 void check_offsets(const std::int32_t* offsets, std::int64_t size, std::int64_t rows) {
-  bool ascends = offsets[0] == 0 && offsets[size] == rows;
+  bool ascends = size >= 0 && offsets[0] == 0 && offsets[size] == rows;
   for (std::int64_t b = 0; b < size; ++b) ascends = ascends && offsets[b] <= offsets[b + 1];
   require(ascends, "[bindings] got offsets that do not ascend from 0 to ", rows, ".");
 }
@@ -66,13 +66,13 @@ py::tuple HeldItems::expand(const py::dict& beams, const py::array& constrained,
   const auto scores = checked_array<float>("scores", entry(beams, "scores"), {-1});
   const std::int64_t size = offsets.shape(0) - 1;
   const std::int64_t rows = scores.shape(0);
+  check_offsets(offsets.data(), size, rows);
   const auto codes = checked_array<std::int32_t>("codes", entry(beams, "codes"), {rows, index_.levels});
   const auto leaves = checked_array<std::int32_t>("leaves", entry(beams, "leaves"), {rows});
   const auto bound = checked_array<std::uint8_t>("constrained", constrained, {size});
   const auto wanted = checked_array<std::int64_t>("num_results", num_results, {size});
   const auto gone = checked_array<std::int32_t>("excluded", excluded, {-1});
   const auto gone_offsets = checked_array<std::int32_t>("excluded_offsets", excluded_offsets, {size + 1});
-  check_offsets(offsets.data(), size, rows);
   check_offsets(gone_offsets.data(), size, gone.shape(0));
   const RunBeams run = {.size = size,
                         .offsets = offsets.data(),

@@ -125,6 +125,29 @@ TEST(Expansion, ExcludedItemsDoNotCount) {
   EXPECT_EQ(beams.expand().items, (Ids{25, 30}));
 }
 
+TEST(Expansion, LooksBehindAnyNumberOfExcludedAndDeadBeams) {
+  Beams beams;
+  for (int i = 0; i < 200; ++i) {
+    beams.beam(i % 3 == 0 ? kDead : -1, 0, 2, 1);
+    beams.beam(-1, 3, 0, 2);
+  }
+  beams.beam(-2, 0, 1, 0);
+  beams.request(true, 2, {2, 3, 4, 5});  // all items of the leaves 1 and 2
+  EXPECT_EQ(beams.expand().items, (Ids{10, 30}));
+}
+
+TEST(Expansion, StopsAtWhatIsWantedOfManyBeams) {
+  Beams beams;
+  for (int i = 0; i < 200; ++i) beams.beam(-static_cast<float>(i), 0, 1, 0);
+  beams.request(true, 301);
+  const Results found = beams.expand();
+  ASSERT_EQ(found.items.size(), 301U);
+  for (std::size_t i = 0; i < found.items.size(); ++i) {
+    EXPECT_EQ(found.items[i], i % 2 == 0 ? 10 : 30);
+    EXPECT_EQ(found.logprobs[i], -static_cast<float>(i / 2));
+  }
+}
+
 TEST(Expansion, ARequestExcludesForItselfAlone) {
   Beams beams;
   beams.beam(-1, 0, 2, 1);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,20 @@ def test_empty_batch() -> None:
     assert packed.size == 0
     assert everything(packed)["context_offsets"].tolist() == [0]
     assert prepare({"item_ids": [], "offsets": [0]}).size == 0
+
+
+def test_packing_from_many_threads() -> None:
+    """Batches so long that the GIL is released while they are packed."""
+    batches = [
+        [full_request([(seed + i) % 70 for i in range(700)], [2] * 30, seed) for _ in range(8)] for seed in range(6)
+    ]
+    want = [everything(prepare(batch, FULL)) for batch in batches]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(5):
+            for got, expected in zip(
+                pool.map(lambda batch: everything(prepare(batch, FULL)), batches), want, strict=True
+            ):
+                same(got, expected)
 
 
 def test_useless_beams_are_not_computed() -> None:

@@ -122,6 +122,7 @@ def test_matches_a_loop(seed: int, items: int, batch: list[Search]) -> None:
         ("scores", lambda a: a.astype(np.float64), "got scores of float64, want a C-contiguous array of float32"),
         ("codes", lambda a: a[:, :2], "codes"),
         ("leaves", lambda a: a[:-1], "got leaves of shape"),
+        ("offsets", lambda a: a[:0], "offsets that do not ascend from 0 to"),
         ("offsets", lambda a: a + 1, "offsets that do not ascend from 0 to"),
         ("offsets", list, "got offsets that is no NumPy array, want int32"),
     ],
