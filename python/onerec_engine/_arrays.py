@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Arrays", "Ints", "as_array", "as_floats", "as_ints", "filled", "offsets_of", "ranges", "sizes_of"]
+__all__ = ["Arrays", "Ints", "as_array", "as_floats", "as_ints", "offsets_of", "ranges", "sizes_of"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 Ints = npt.NDArray[np.int64]
@@ -63,13 +63,6 @@ def as_floats(value: Any, what: str) -> npt.NDArray[np.float32]:
         raise ValueError(f"{what}: got {_described(array)}, want real numbers.")
     with np.errstate(over="ignore"):
         return array.astype(np.float32, copy=False)
-
-
-def filled(size: int, value: object, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """`np.full`, which takes twice as long for a few."""
-    out = np.empty(size, dtype)
-    out.fill(value)
-    return out
 
 
 def offsets_of(sizes: npt.ArrayLike) -> Ints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +19,13 @@ __all__ = [
     "HISTORY",
     "UNSET",
     "Columns",
+    "Defaults",
     "Feature",
     "Ragged",
     "Schema",
     "Settings",
     "check_columns",
-    "empty_lists",
+    "defaults",
     "read_count",
     "read_widths",
 ]
@@ -162,9 +164,43 @@ class Columns(NamedTuple):
     request_ids: Sequence[Any] | None
 
 
-def empty_lists(size: int) -> Ragged:
-    """No item ids for each of `size` requests."""
-    return Ragged(np.empty(0, np.int64), np.zeros(size + 1, np.int64))
+class Defaults(NamedTuple):
+    """The fields of `Columns` of requests that set nothing. Arrays are read-only.
+
+    Attributes:
+        exclude: no item ids.
+        widths: int64 [B, levels].
+        num_results: int64 [B], all `UNSET`.
+        constrained: bool [B].
+        exclude_history: bool [B].
+    """
+
+    exclude: Ragged
+    widths: Ints
+    num_results: Ints
+    constrained: npt.NDArray[np.bool_]
+    exclude_history: npt.NDArray[np.bool_]
+
+
+def defaults(size: int, settings: Settings) -> Defaults:
+    """What holds for `size` requests. Of few, it is kept: made anew, it takes as long as reading them."""
+    return _kept_defaults(size, settings) if size <= 64 else _make_defaults(size, settings)
+
+
+def _make_defaults(size: int, settings: Settings) -> Defaults:
+    found = Defaults(
+        exclude=Ragged(np.empty(0, np.int64), np.zeros(size + 1, np.int64)),
+        widths=np.tile(np.array(settings.widths, np.int64), (size, 1)),
+        num_results=np.full(size, UNSET, np.int64),
+        constrained=np.full(size, settings.constrained, np.bool_),
+        exclude_history=np.full(size, settings.exclude_history, np.bool_),
+    )
+    for array in (*found.exclude, *found[1:]):
+        array.flags.writeable = False
+    return found
+
+
+_kept_defaults = lru_cache(maxsize=64)(_make_defaults)
 
 
 def read_widths(value: Any, levels: int, what: str) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onerec_engine._arrays import Ints, as_array, as_floats, as_ints, filled
-from onerec_engine._columns import UNSET, Columns, Feature, Ragged, Schema, Settings, empty_lists
+from onerec_engine._arrays import Ints, as_array, as_floats, as_ints
+from onerec_engine._columns import Columns, Feature, Ragged, Schema, Settings, defaults
 from onerec_engine._json import quote
 from onerec_engine.config import CategoricalField
 
@@ -44,15 +44,16 @@ def read_arrays(batch: Mapping[str, Any], schema: Schema, settings: Settings) ->
     ids = batch.get("request_id")
     if ids is not None and len(ids) != size:
         raise ValueError(f"[batch] request_id: got {len(ids)} entries, want {size}.")
+    default = defaults(size, settings)
     return Columns(
         size=size,
         sources=sources,
         features={f.key: _feature(batch[f.key], f, sources, size) for f in schema.features},
-        exclude=_ragged(batch, "exclude", "exclude.offsets", size) if "exclude" in batch else empty_lists(size),
-        widths=_widths(batch.get("beam_width"), schema, settings, size),
-        num_results=_counts(batch.get("num_results"), size),
-        constrained=_flags(batch.get("constrained"), "constrained", settings.constrained, size),
-        exclude_history=_flags(batch.get("exclude_history"), "exclude_history", settings.exclude_history, size),
+        exclude=_ragged(batch, "exclude", "exclude.offsets", size) if "exclude" in batch else default.exclude,
+        widths=_widths(batch.get("beam_width"), default.widths),
+        num_results=_counts(batch.get("num_results"), default.num_results),
+        constrained=_flags(batch.get("constrained"), "constrained", default.constrained),
+        exclude_history=_flags(batch.get("exclude_history"), "exclude_history", default.exclude_history),
         request_ids=ids,
     )
 
@@ -95,31 +96,31 @@ def _want_shape(array: npt.NDArray[Any], what: str, shape: tuple[int, ...]) -> N
         raise ValueError(f"{what}: got shape {list(array.shape)}, want {list(shape)}.")
 
 
-def _widths(value: Any, schema: Schema, settings: Settings, size: int) -> Ints:
-    out = np.empty((size, schema.levels), np.int64)
+def _widths(value: Any, default: Ints) -> Ints:
     if value is None:
-        out[:] = settings.widths
-        return out
+        return default
     widths = as_ints(value, "[batch] beam_width")
-    if widths.shape not in ((size,), (size, schema.levels)):
-        raise ValueError(f"[batch] beam_width: got shape {list(widths.shape)}, want [{size}] or {list(out.shape)}.")
+    if widths.shape not in (default.shape[:1], default.shape):
+        shapes = f"{list(default.shape[:1])} or {list(default.shape)}"
+        raise ValueError(f"[batch] beam_width: got shape {list(widths.shape)}, want {shapes}.")
+    out = np.empty(default.shape, np.int64)
     out[:] = widths if widths.ndim == 2 else widths[:, None]
     return out
 
 
-def _counts(value: Any, size: int) -> Ints:
+def _counts(value: Any, default: Ints) -> Ints:
     if value is None:
-        return filled(size, UNSET, np.int64)
+        return default
     counts = as_ints(value, "[batch] num_results")
-    _want_shape(counts, "[batch] num_results", (size,))
+    _want_shape(counts, "[batch] num_results", default.shape)
     return np.maximum(counts, 0)
 
 
-def _flags(value: Any, name: str, default: bool, size: int) -> npt.NDArray[np.bool_]:
+def _flags(value: Any, name: str, default: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     if value is None:
-        return filled(size, default, np.bool_)
+        return default
     flags = as_array(value, f"[batch] {name}")
-    _want_shape(flags, f"[batch] {name}", (size,))
+    _want_shape(flags, f"[batch] {name}", default.shape)
     if flags.dtype.kind not in "biu":
         raise ValueError(f"[batch] {name}: got {flags.dtype}, want true or false per request.")
     return flags.astype(np.bool_)

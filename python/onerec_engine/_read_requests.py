@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -12,13 +12,12 @@ import numpy.typing as npt
 from onerec_engine._arrays import Ints, as_floats, as_ints, sizes_of
 from onerec_engine._columns import (
     HISTORY,
-    UNSET,
     Columns,
     Feature,
     Ragged,
     Schema,
     Settings,
-    empty_lists,
+    defaults,
     read_count,
     read_widths,
 )
@@ -41,21 +40,16 @@ def read_requests(batch: Iterable[Request], schema: Schema, settings: Settings) 
     sources = {HISTORY: _ragged([_ids(r.history, b, HISTORY) for b, r in enumerate(requests)])}
     for source in schema.sources[1:]:
         sources[source] = _ragged([_ids(_get(r, source, b), b, source) for b, r in enumerate(requests)])
+    default = defaults(size, settings)
     return Columns(
         size=size,
         sources=sources,
         features={f.key: _feature(requests, f, sources) for f in schema.features},
-        exclude=_excluded(requests),
-        widths=_widths(requests, schema, settings),
-        num_results=np.array(
-            [
-                UNSET if r.num_results is None else read_count(r.num_results, f"[batch] request {b}: num_results")
-                for b, r in enumerate(requests)
-            ],
-            np.int64,
-        ),
-        constrained=_flags(requests, lambda r: r.constrained, settings.constrained),
-        exclude_history=_flags(requests, lambda r: r.exclude_history, settings.exclude_history),
+        exclude=_excluded(requests, default.exclude),
+        widths=_widths(requests, schema, default.widths),
+        num_results=_counts(requests, default.num_results),
+        constrained=_flags([r.constrained for r in requests], default.constrained),
+        exclude_history=_flags([r.exclude_history for r in requests], default.exclude_history),
         request_ids=[r.request_id for r in requests],
     )
 
@@ -98,14 +92,14 @@ def _ids(value: Any, b: int, name: str) -> Ints:
 
 def _ragged(parts: list[Ints]) -> Ragged:
     if not parts:
-        return empty_lists(0)
+        return Ragged(np.empty(0, np.int64), np.zeros(1, np.int64))
     values = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return Ragged(values, np.array([0, *accumulate([part.size for part in parts])], np.int64))
 
 
-def _excluded(requests: list[Request]) -> Ragged:
+def _excluded(requests: list[Request], default: Ragged) -> Ragged:
     if all(type(r.exclude) is tuple and not r.exclude for r in requests):
-        return empty_lists(len(requests))
+        return default
     return _ragged([_ids(r.exclude, b, "exclude") for b, r in enumerate(requests)])
 
 
@@ -138,14 +132,27 @@ def _fits(shape: tuple[int, ...], length: int, dim: int, *, aligned: bool) -> bo
     return not aligned and (shape == (dim,) or (dim == 1 and shape == ()))
 
 
-def _widths(requests: list[Request], schema: Schema, settings: Settings) -> Ints:
-    out = np.empty((len(requests), schema.levels), np.int64)
-    out[:] = settings.widths
-    for b, request in enumerate(requests):
-        if request.beam_width is not None:
-            out[b] = read_widths(request.beam_width, schema.levels, f"[batch] request {b}: beam_width")
+def _widths(requests: list[Request], schema: Schema, default: Ints) -> Ints:
+    given = [b for b, r in enumerate(requests) if r.beam_width is not None]
+    if not given:
+        return default
+    out = default.copy()
+    for b in given:
+        out[b] = read_widths(requests[b].beam_width, schema.levels, f"[batch] request {b}: beam_width")
     return out
 
 
-def _flags(requests: list[Request], get: Callable[[Request], Any], default: bool) -> npt.NDArray[np.bool_]:
-    return np.array([default if (flag := get(r)) is None else bool(flag) for r in requests], np.bool_)
+def _counts(requests: list[Request], default: Ints) -> Ints:
+    given = [b for b, r in enumerate(requests) if r.num_results is not None]
+    if not given:
+        return default
+    out = default.copy()
+    for b in given:
+        out[b] = read_count(requests[b].num_results, f"[batch] request {b}: num_results")
+    return out
+
+
+def _flags(given: list[bool | None], default: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    if all(flag is None for flag in given):
+        return default
+    return np.array([d if flag is None else bool(flag) for flag, d in zip(given, default, strict=True)], np.bool_)

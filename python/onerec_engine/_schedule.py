@@ -48,8 +48,8 @@ def schedule(
         the indices of each run's requests, ascending; together each of 0 .. B-1 once.
     """
     size = len(widths)
-    if size <= 1:
-        return [np.zeros(1, np.int64)] * size
+    if size == 0:
+        return []
     if (
         size <= limits.max_batch
         and context_sizes.sum() <= limits.max_context_tokens

@@ -212,7 +212,7 @@ class Engine:
         with self._usage.use():
             columns = read_batch(batch, self._schema, settings)
             packed = pack(columns, self._packer)
-            runs = schedule(packed.widths, packed.context_sizes, packed.excluded_sizes, self.limits)
+            runs = self._runs(packed)
             found = [self._search(packed, columns, chosen) for chosen in runs]
         return collect(found, runs, columns, packed)
 
@@ -277,6 +277,11 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"Engine({self.precision} on {self.device}, {len(self.catalogue)} items)"
+
+    def _runs(self, packed: PackedRequests) -> list[npt.NDArray[np.int64]]:
+        if packed.size == 1:  # Whatever a request may be, a run holds it.
+            return [np.zeros(1, np.int64)]
+        return schedule(packed.widths, packed.context_sizes, packed.excluded_sizes, self.limits)
 
     def _search(self, packed: PackedRequests, columns: Columns, chosen: npt.NDArray[np.int64]) -> Found:
         arrays = packed.arrays(chosen)
