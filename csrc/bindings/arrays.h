@@ -44,13 +44,13 @@ py::array_t<T> checked_array(const std::string& name, const py::handle& object,
   return py::reinterpret_borrow<py::array_t<T>>(array);
 }
 
-// The same with strides of any kind, of which a plain copy is made.
+// `object` itself, or a copy if it is an array of T with gaps, in another order or out of alignment.
 template <class T>
 py::object plain_array(const py::handle& object) {
   constexpr int kPlain = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
   const auto array = py::reinterpret_borrow<py::object>(object);
   const bool strided = py::isinstance<py::array_t<T>>(array) && (py::array(array).flags() & kPlain) != kPlain;
-  return strided ? py::object(py::array_t<T, kPlain>::ensure(array)) : array;
+  return strided ? py::object(py::array_t<T, kPlain>(array)) : array;
 }
 
 // A new array that owns a copy.

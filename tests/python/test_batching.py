@@ -121,7 +121,15 @@ def strided(array: Any) -> Any:
     return np.repeat(array, 2, axis=0)[::2]
 
 
-@pytest.mark.parametrize("convert", [torch.from_numpy, DLPackOnly, np.ndarray.tolist, strided])
+def unaligned(array: Any) -> Any:
+    return np.frombuffer(b"." + array.tobytes(), array.dtype, offset=1).reshape(array.shape)
+
+
+def backwards(array: Any) -> Any:
+    return np.ascontiguousarray(array[::-1])[::-1] if array.ndim else array
+
+
+@pytest.mark.parametrize("convert", [torch.from_numpy, DLPackOnly, np.ndarray.tolist, strided, unaligned, backwards])
 def test_other_libraries(convert: Any) -> None:
     batch = [full_request([2, 4, 99], [8], 0, exclude=[2], exclude_history=True), full_request([6], [10, 12], 1)]
     same(everything(prepare(as_dict(batch, convert), FULL)), everything(prepare(batch, FULL)))
