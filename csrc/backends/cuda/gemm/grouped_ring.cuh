@@ -10,6 +10,7 @@
 #include "backends/cuda/gemm/grouped_cluster.cuh"
 #include "backends/cuda/gemm/grouped_tiles.h"
 #include "backends/cuda/gemm/warpgroup_mma.cuh"
+#include "backends/cuda/kernels/boxes_once.cuh"
 
 namespace onerec::cuda::kernels {
 
@@ -57,7 +58,8 @@ struct GroupedShape {
   static constexpr bool kSwiglu = kResult_ == GroupedResult::kSwigluCodes;
   static constexpr int kColumns = kSwiglu ? kOutputs / 2 : kOutputs;  // of the result
   static constexpr int kBlocks = 1;                                   // of a cluster
-  static constexpr bool kOrdered = false;  // weights come as weight_boxes() has them, and tiles are told
+  static constexpr bool kReadOnce = false;  // an expert has a tile of tokens, so that its weights are read once
+  static constexpr bool kOrdered = false;   // weights come as weight_boxes() has them, and tiles are told
   static constexpr int kWeightBoxRows = kColumns;
   static constexpr int kTokenBoxRows = kTokens;
 
@@ -151,6 +153,8 @@ __device__ __forceinline__ void copy_weights(const GroupedParams& p, std::uint64
                                              int output, int expert) {
   if constexpr (Tile::kOrdered) {
     copy_groups(&p.weights, full, shared, depth, (expert * p.outputs + output) / kResultGroup);
+  } else if constexpr (Tile::kReadOnce) {
+    copy_box_once(&p.weights, full, shared, depth, output, expert);
   } else {
     copy_box(&p.weights, full, shared, depth, output, expert);
   }
@@ -161,6 +165,16 @@ template <class Tile>
 __device__ __forceinline__ auto tiles_of_block(const GroupedParams& p) {
   return GroupedTiles<Tile::kColumns, Tile::kTokens>(p.offsets, p.experts, p.columns, static_cast<int>(blockIdx.x),
                                                      static_cast<int>(gridDim.x));
+}
+
+// The same for L2.
+template <class Tile>
+__device__ __forceinline__ void ask_for_weights(const GroupedParams& p, int depth, int output, int expert) {
+  if constexpr (Tile::kReadOnce) {
+    prefetch_box_once(&p.weights, depth, output, expert);
+  } else {
+    prefetch_box(&p.weights, depth, output, expert);
+  }
 }
 
 // One thread, before the offsets can be read: asks L2 for as much of the block's first tile of weights as the ring
@@ -174,8 +188,8 @@ __device__ __forceinline__ void ask_for_first_weights(const GroupedParams& p) {
   const int output = static_cast<int>(blockIdx.x) % output_tiles * Tile::kColumns;
   if (expert >= p.single_tile_experts) return;
   for (int k = 0; k < min(Tile::kSteps, p.depth_steps); ++k) {
-    prefetch_box(&p.weights, k * Tile::kDepth, output, expert);
-    if constexpr (Tile::kSwiglu) prefetch_box(&p.weights, k * Tile::kDepth, p.columns + output, expert);
+    ask_for_weights<Tile>(p, k * Tile::kDepth, output, expert);
+    if constexpr (Tile::kSwiglu) ask_for_weights<Tile>(p, k * Tile::kDepth, p.columns + output, expert);
   }
 }
 

@@ -35,8 +35,10 @@ constexpr int network_epilogue(int tokens) {
 }
 
 template <int kTokens>
-using FirstTile =
-    WeightRowsTile<GroupedFormat::kFp8Block, kTokens, 2, GroupedResult::kSwigluCodes, network_epilogue(kTokens)>;
+struct FirstTile
+    : WeightRowsTile<GroupedFormat::kFp8Block, kTokens, 2, GroupedResult::kSwigluCodes, network_epilogue(kTokens)> {
+  static constexpr bool kReadOnce = true;
+};
 
 // Its steps lie where the first product's do. Half as many outputs: the smaller the last tiles, the sooner the last
 // block ends.
@@ -45,6 +47,7 @@ struct SecondTile
     : WeightRowsTile<GroupedFormat::kFp8Block, kTokens, 1, GroupedResult::kValues, network_epilogue(kTokens)> {
   static constexpr int kSteps = FirstTile<kTokens>::kSteps;
   static constexpr int kSlotBytes = FirstTile<kTokens>::kSlotBytes;
+  static constexpr bool kReadOnce = true;
 };
 
 template <int kTokens_>
