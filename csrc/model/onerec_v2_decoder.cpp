@@ -129,7 +129,8 @@ void OneRecV2Pass::cross_attention_block(const LayerWeights& layer, std::int64_t
                               .heads = config.num_attention_heads,
                               .kv_heads = config.num_context_kv_heads,
                               .head_dim = config.head_dim,
-                              .scale = config.attention_scale};
+                              .scale = config.attention_scale,
+                              .settled = true};
   Operand codes = first_rows(attended_x_, rows.capacity);
   codes.static_scale = context_processor_.values_scale(group);
   const LinearParams product = output_product(codes, layer.cross_o, h, rows);
@@ -176,7 +177,8 @@ void OneRecV2Pass::self_attention_block(const LayerWeights& layer, std::int64_t 
                              .kv_heads = config.num_key_value_heads,
                              .head_dim = config.head_dim,
                              .scale = config.attention_scale,
-                             .rows = rows};
+                             .rows = rows,
+                             .settled = true};
   for (std::size_t s = 0; s <= t; ++s) params.qkv[s] = qkv_[s][l];
   if (step > 0) {
     for (std::size_t s = 0; s < t; ++s) params.ancestry[s] = inputs_.ancestry[t][s];

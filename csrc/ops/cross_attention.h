@@ -28,6 +28,7 @@ struct CrossAttentionParams {
   std::int64_t kv_heads = 0;
   std::int64_t head_dim = 0;
   float scale = 0.0f;
+  bool settled = false;  // k, v and the offsets were written ahead of an embed_step(): they may be read early
 };
 
 void cross_attention(OpContext& context, const CrossAttentionParams& params);

@@ -5,6 +5,9 @@
 
 namespace onerec {
 
+// A step's first op. Where kernels may begin before the one ahead of them has ended, no kernel of an op that is issued
+// behind this one begins before all that were issued ahead of it have ended: what these wrote is settled.
+//
 // h[r] = round(table[codes[r * code_stride]] + position); codes = null: row 0 of the table for every row (BOS).
 struct EmbedStepParams {
   const void* table = nullptr;  // [table_rows, width] of h's dtype

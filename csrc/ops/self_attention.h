@@ -25,6 +25,7 @@ struct SelfAttentionParams {
   std::int64_t head_dim = 0;
   float scale = 0.0f;
   Extent rows = {};
+  bool settled = false;  // all but qkv[t] was written ahead of an embed_step(): it may be read early
 };
 
 void self_attention(OpContext& context, const SelfAttentionParams& params);

@@ -54,10 +54,12 @@ FlashPlan plan_flash(const CrossAttentionParams& p, const DeviceLimits& limits, 
   // The size of tiles depends on addresses, which are not known yet.
   const std::int64_t tiles = blocks_for(p.max_request_tokens, kernels::kUsualTileTokens);
   const std::int64_t halves = blocks_for(p.max_request_rows, warpgroup_rows) * p.batch * p.kv_heads;
-  const int tile_rows = kernels::choose_warpgroups(halves, tiles, limits.multiprocessors) * warpgroup_rows;
+  const bool whole = kernels::choose_warpgroups(halves, tiles, limits.multiprocessors) == 1;
+  const int tile_rows = (whole ? 1 : kernels::kFlashWarpgroups) * warpgroup_rows;
   const std::int64_t row_tiles = blocks_for(p.max_request_rows, tile_rows);
   const std::int64_t unsplit = row_tiles * p.batch * p.kv_heads;
   FlashPlan plan{.splits = kernels::choose_splits(unsplit, tiles, limits.multiprocessors),
+                 .whole = whole,
                  .row_tiles = row_tiles,
                  .tile_rows = tile_rows};
   plan.items = unsplit * plan.splits;

@@ -120,7 +120,8 @@ void CudaBackend::self_attention(Stream& stream, const SelfAttentionParams& p) {
                                             .rounds = static_cast<std::int32_t>(plan.rounds),
                                             .out = p.out.data,
                                             .out_stride = p.out.stride,
-                                            .quantized = code_rows(p.quantized)};
+                                            .quantized = code_rows(p.quantized),
+                                            .settled = p.settled};
   for (int s = 0; s <= p.step; ++s) {
     const auto at = static_cast<std::size_t>(s);
     arguments.qkv[s] = p.qkv[at].data;

@@ -60,9 +60,17 @@ struct AttentionProblem {
     return params;
   }
 
+  // With a context that kernels must wait for, and with one that they may read early: the same bits.
   void run() {
     Runner runner;
-    runner.run([p = params()](OpContext& context) { cross_attention(context, p); }, {&out});
+    CrossAttentionParams p = params();
+    const auto issue = [&](OpContext& context) { cross_attention(context, p); };
+    runner.run(issue, {&out});
+    const auto waited = out.snapshot();
+    p.settled = true;
+    out.poison();
+    runner.run(issue, {&out});
+    EXPECT_TRUE(out.snapshot() == waited) << "settled, heads of " << shape.head_dim;
   }
 };
 

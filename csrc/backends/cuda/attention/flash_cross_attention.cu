@@ -86,9 +86,14 @@ void flash_cross_attention(Stream& stream, const CrossAttentionParams& p, const 
       .group_heads = group_heads,
       .group_reciprocal = kernels::small_reciprocal(group_heads),
       .scale_log2 = p.scale * kLog2E,
+      .settled = p.settled,
       .rows_capacity = p.rows_capacity,
       .split_sums = plan.sums,
       .split_norms = reinterpret_cast<float2*>(plan.norms)};
+  if (plan.whole && shared) {
+    const auto run = p.head_dim == 64 ? launch_short_head64 : launch_short_head128;
+    return run(stream, maps, arguments);
+  }
   const auto run = p.head_dim == 64 ? launch_flash_head64 : launch_flash_head128;
   run(stream, plan.blocks, shared ? ContextTensors::kShared : ContextTensors::kSeparate, maps, arguments);
   if (plan.combined()) combine(stream, p, plan);

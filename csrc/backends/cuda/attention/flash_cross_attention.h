@@ -8,6 +8,7 @@ namespace onerec::cuda {
 // How the work is cut into items, and what the splits of a context leave in the workspace.
 struct FlashPlan {
   int splits = 1;              // parts of a context that run side by side
+  bool whole = false;          // a warpgroup's rows to an item, whose context a block may hold as a whole
   bool paired = false;         // the two splits are added up by the blocks that have them, one item to a block
   std::int64_t row_tiles = 0;  // of a request
   int tile_rows = 0;

@@ -12,4 +12,11 @@ void launch_flash_head64(Stream& stream, int blocks, kernels::ContextTensors con
 void launch_flash_head128(Stream& stream, int blocks, kernels::ContextTensors context,
                           const kernels::FlashAttentionMaps& maps, const kernels::FlashAttentionArguments& arguments);
 
+// A block for every tile of rows of a warpgroup, group and request, whose keys are the values and at most kFewTiles
+// tiles; no splits.
+void launch_short_head64(Stream& stream, const kernels::FlashAttentionMaps& maps,
+                         const kernels::FlashAttentionArguments& arguments);
+void launch_short_head128(Stream& stream, const kernels::FlashAttentionMaps& maps,
+                          const kernels::FlashAttentionArguments& arguments);
+
 }  // namespace onerec::cuda

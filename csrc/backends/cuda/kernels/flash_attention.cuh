@@ -7,6 +7,7 @@
 
 #include "backends/cuda/kernels/async_shared.cuh"
 #include "backends/cuda/kernels/attention_layout.cuh"
+#include "backends/cuda/kernels/attention_products.cuh"
 #include "backends/cuda/kernels/flash_attention_arguments.cuh"
 #include "backends/cuda/kernels/flash_attention_memory.cuh"
 #include "backends/cuda/kernels/flash_attention_output.cuh"
@@ -14,6 +15,12 @@
 #include "backends/cuda/kernels/running_softmax.cuh"
 
 namespace onerec::cuda::kernels {
+
+// The same value, which the compiler cannot tell.
+__device__ __forceinline__ int hidden(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 
 // --- the copying thread ---
 
@@ -56,13 +63,13 @@ __device__ __forceinline__ void copy_tile(const FlashAttentionMemory<Config>& me
   }
 }
 
-// The tiles of an item in the order in which they are needed: the scores are one tile ahead of the values.
+// Tiles [begin, end) of an item in the order in which they are needed: the scores are one tile ahead of the values.
 template <class Config>
 __device__ __forceinline__ void copy_context(const FlashAttentionMemory<Config>& memory, const FlashAttentionMaps& maps,
-                                             const AttentionItem& item, int first_use) {
+                                             const AttentionItem& item, int first_use, int begin, int end) {
   using Memory = FlashAttentionMemory<Config>;
 #pragma unroll 1
-  for (int tile = 0; tile < item.tiles; ++tile) {
+  for (int tile = begin; tile < end; ++tile) {
     const int token = item.last_token - tile * Config::kTokens;
     const int use = first_use + tile;
     copy_tile(memory, Memory::kKeys, &maps.keys, item.group, token, use);
@@ -71,10 +78,27 @@ __device__ __forceinline__ void copy_context(const FlashAttentionMemory<Config>&
     }
   }
   if constexpr (!Config::kShared) {
-    if (item.tiles > 0) {
+    if (begin < end && end == item.tiles) {
       copy_tile(memory, Memory::kValues, &maps.values, item.group, item.last_token - (item.tiles - 1) * Config::kTokens,
                 first_use + item.tiles - 1);
     }
+  }
+}
+
+// Tiles of the first item that come before the previous kernel has ended, if the context is settled.
+template <class Config>
+__device__ __forceinline__ int tiles_ahead(const AttentionItem& item) {
+  return min(item.tiles, Config::kStages);
+}
+
+// By another thread than the one that copies the items.
+template <class Config>
+__device__ __forceinline__ void copy_ahead(const FlashAttentionArguments& args,
+                                           const FlashAttentionMemory<Config>& memory, const FlashAttentionMaps& maps) {
+#pragma unroll 1
+  for (int index = static_cast<int>(blockIdx.x); index < args.schedule.items; index += static_cast<int>(gridDim.x)) {
+    const AttentionItem item = item_at(args.schedule, index, args.row_offsets, args.context_offsets);
+    if (item.rows > 0) return copy_context(memory, maps, item, 0, 0, tiles_ahead<Config>(item));
   }
 }
 
@@ -83,12 +107,15 @@ __device__ __forceinline__ void copy_items(const FlashAttentionArguments& args,
                                            const FlashAttentionMemory<Config>& memory, const FlashAttentionMaps& maps) {
   int number = 0;
   int use = 0;
+  wait_for_previous_kernel();
 #pragma unroll 1
   for (int index = static_cast<int>(blockIdx.x); index < args.schedule.items; index += static_cast<int>(gridDim.x)) {
     const AttentionItem item = item_at(args.schedule, index, args.row_offsets, args.context_offsets);
     if (item.rows == 0) continue;
     copy_item(args, memory, &maps.queries, item, number);
-    copy_context(memory, maps, item, use);
+    // Worked out here, not above: there are no registers to keep it in.
+    const bool begun = hidden(number) == 0 && args.settled;
+    copy_context(memory, maps, item, use, begun ? tiles_ahead<Config>(item) : 0, item.tiles);
     ++number;
     use += item.tiles;
   }
@@ -100,9 +127,6 @@ __device__ __forceinline__ void copy_items(const FlashAttentionArguments& args,
 }
 
 // --- the multiplying warpgroups ---
-
-// Barriers among threads: of a warpgroup by itself, and for the turns.
-__device__ __forceinline__ void sync_warpgroup(int consumer) { sync_threads(1 + consumer, kWarpgroup); }
 
 // The two warpgroups take turns at starting products, so that one has its exponentials while the tensor cores work for
 // the other. Each takes and passes as many turns of an item as the other, or neither has any.
@@ -128,32 +152,6 @@ class Turns {
   int consumer_;
 };
 
-// Sets the rows from `tokens` on of a tile of values to 0: what lies behind a request may be anything, and 0 * NaN is
-// not 0. Both warpgroups do it, so that neither waits for the other. A row's chunks stay within its 128 bytes.
-template <class Config>
-__device__ __forceinline__ void clear_tail(unsigned char* tile, int tokens, int thread) {
-  constexpr int kRowChunks = Config::kPanels * kPanelChunks;
-  for (int i = tokens * kRowChunks + thread; i < Config::kTokens * kRowChunks; i += kWarpgroup) {
-    const int row = i / kRowChunks;
-    const int chunk = i % kRowChunks;
-    *reinterpret_cast<uint4*>(tile + chunk_offset(Config::kTokens, row, chunk)) = make_uint4(0, 0, 0, 0);
-  }
-}
-
-// Starts c (+)= a b; a wait for this group of products makes c readable.
-template <class Mma, class A, class B, class C>
-__device__ __forceinline__ void start_product(Mma& mma, cute::GMMA::ScaleOut first, A const& a, B const& b, C& c) {
-  cute::warpgroup_fence_operand(c);
-  cute::warpgroup_arrive();
-  mma.accumulate_ = first;
-#pragma unroll
-  for (int k = 0; k < cute::size<2>(a); ++k) {
-    cute::gemm(mma, a(cute::_, cute::_, k), b(cute::_, cute::_, k), c);
-    mma.accumulate_ = cute::GMMA::ScaleOut::One;
-  }
-  cute::warpgroup_commit_batch();
-}
-
 // Every warp reports that it is done with what the barrier guards.
 __device__ __forceinline__ void release(std::uint64_t* emptied, int thread) {
   if (thread % 32 == 0) arrive(emptied);
@@ -172,13 +170,6 @@ __device__ __forceinline__ void look_on(const FlashAttentionMemory<Config>& memo
       release(memory.emptied(ring, stage), thread);
     }
   }
-}
-
-// The same value, which the compiler cannot tell. With the first round of a loop told apart from the others by what it
-// starts from, the assembler takes the warps of the loop for divergent, and keeps addresses in registers of threads.
-__device__ __forceinline__ int hidden(int value) {
-  asm volatile("" : "+r"(value));
-  return value;
 }
 
 // The items of the block, of which this warpgroup has some queries each. The last values of an item are summed together
@@ -344,6 +335,8 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
       if (!Config::kPaired && pending != kNone) store_pending(before);
       cute::clear(sums);
       softmax.grew = false;
+      // With the first round of the loop told apart from the others by what it starts from, the assembler takes the
+      // warps of the loop for divergent, and keeps addresses in registers of threads.
       pending = hidden(slot);
 
 #pragma unroll 1
@@ -398,15 +391,21 @@ __device__ __forceinline__ void attend(const FlashAttentionMaps& maps, const Fla
   } else {
     __syncthreads();
   }
-  wait_for_previous_kernel();
-  allow_next_kernel();
 
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   if (warpgroup == 0) {
+    if (threadIdx.x == 32 && args.settled) copy_ahead(args, memory, maps);
+    __syncwarp();
     give_up_registers<Config::kCopyRegisters>();
-    if (threadIdx.x == 0) copy_items(args, memory, maps);
+    if (threadIdx.x == 0) {
+      copy_items(args, memory, maps);
+    } else {
+      wait_for_previous_kernel();
+    }
   } else {
     take_registers<Config::kMultiplyRegisters>();
+    wait_for_previous_kernel();
+    allow_next_kernel();
     attend_items(args, memory, warpgroup - 1);
   }
 }

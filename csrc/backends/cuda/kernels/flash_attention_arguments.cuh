@@ -31,6 +31,7 @@ struct FlashAttentionArguments {
   int group_heads = 0;  // heads that share keys and values
   std::uint32_t group_reciprocal = 0;
   float scale_log2 = 0.0f;  // scale * log2(e), > 0
+  bool settled = false;     // all but the queries may be read before the previous kernel has ended
   // With several splits that are not paired, `out` stays untouched, there are no codes, and every split leaves what
   // combine_attention_splits reads. Else these are null.
   std::int64_t rows_capacity = 0;

@@ -48,8 +48,8 @@ struct FlashAttentionConfig {
   static_assert(kSharedBytes <= kMostBytes);
 
   // Registers per thread of the copying and of the multiplying warpgroups; together the 168 that all start with.
-  static constexpr int kCopyRegisters = 24;
-  static constexpr int kMultiplyRegisters = 240;
+  static constexpr int kCopyRegisters = 40;
+  static constexpr int kMultiplyRegisters = 232;
 };
 
 // The same bytes seen by the two products: keys [token, column] and values [column, token].

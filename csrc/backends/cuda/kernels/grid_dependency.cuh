@@ -4,7 +4,8 @@
 namespace onerec::cuda::kernels {
 
 // In every thread of every kernel, before any early return and before the first access to memory: all that earlier
-// kernels wrote can be read behind it. Only weights, which no kernel writes, may be read before.
+// kernels wrote can be read behind it. Only what no kernel writes, such as weights, or what an op's params call settled
+// may be read before.
 __device__ inline void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

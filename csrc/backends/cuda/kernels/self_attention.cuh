@@ -36,6 +36,7 @@ struct SelfAttentionArguments {
   void* out = nullptr;
   std::int64_t out_stride = 0;
   CodeRows quantized = {};  // kPerRow instead of `out`
+  bool settled = false;     // all but qkv[keys - 1] may be read before the previous kernel has ended
 };
 
 __device__ __forceinline__ std::int32_t live_rows(const SelfAttentionArguments& p) {
@@ -154,7 +155,8 @@ __device__ __forceinline__ uint4 attend_head(const SelfAttentionArguments& p, co
 template <class T, int kLanes, int kMost>
 __global__ void __launch_bounds__(kSelfAttentionThreads, resident_attention_blocks<T>(kMost))
     self_attention_kernel(const __grid_constant__ SelfAttentionArguments p) {
-  overlap_with_neighbours();
+  allow_next_kernel();
+  if (!p.settled) wait_for_previous_kernel();
   constexpr int kN = kVector<T>;
   const auto heads_at_once = static_cast<std::int32_t>(blockDim.x) / kLanes;
   const auto first_head = static_cast<std::int32_t>(threadIdx.x) / kLanes;
@@ -166,7 +168,9 @@ __global__ void __launch_bounds__(kSelfAttentionThreads, resident_attention_bloc
   auto row = static_cast<std::int32_t>(blockIdx.x);
   const auto turn = static_cast<std::int32_t>(gridDim.x);
   SeenRows<kMost> seen = seen_rows<kMost>(p, row);  // not waiting for the number of live rows
-  for (const std::int32_t live = live_rows(p); row < live; row += turn) {
+  const std::int32_t live = live_rows(p);
+  if (p.settled) wait_for_previous_kernel();
+  for (; row < live; row += turn) {
     float largest = 0.0f;
     for (std::int32_t round = 0; round < p.rounds; ++round) {  // the same for the whole block
       const std::int32_t head = round * heads_at_once + first_head;

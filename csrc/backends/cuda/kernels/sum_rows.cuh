@@ -35,7 +35,9 @@ template <class T, int kN>
 __global__ void __launch_bounds__(256) sum_rows_kernel(SumRowsArguments p) {
   static_assert(kN == 1 || kN == kVector<T>, "elements or vectors");
   using Piece = std::conditional_t<kN == 1, T, uint4>;
-  overlap_with_neighbours();
+  // In this order, because of embed_step(): what is settled behind it.
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const std::int64_t live = p.count == nullptr ? p.rows : *p.count;
   const ColumnSlots at = column_slots(p.cols / kN);
   const std::int64_t column = at.slot * kN;
