@@ -167,7 +167,7 @@ __device__ __forceinline__ auto tiles_of_block(const GroupedParams& p) {
                                                      static_cast<int>(gridDim.x));
 }
 
-// The same for L2.
+// Asks for what copy_weights() with this place brings, for L2.
 template <class Tile>
 __device__ __forceinline__ void ask_for_weights(const GroupedParams& p, int depth, int output, int expert) {
   if constexpr (Tile::kReadOnce) {

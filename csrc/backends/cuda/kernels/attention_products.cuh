@@ -11,8 +11,8 @@ namespace onerec::cuda::kernels {
 __device__ __forceinline__ void sync_warpgroup(int warpgroup) { sync_threads(1 + warpgroup, kWarpgroup); }
 
 // Sets the rows from `tokens` on of a tile of values to 0: what lies behind a request may be anything, and 0 * NaN is
-// not 0. Every
-// warpgroup that multiplies the tile does it, so that none waits for another. A row's chunks stay within its 128 bytes.
+// not 0. Every warpgroup that multiplies the tile does it, so that none waits for another. A row's chunks stay within
+// its 128 bytes.
 template <class Config>
 __device__ __forceinline__ void clear_tail(unsigned char* tile, int tokens, int thread) {
   constexpr int kRowChunks = Config::kPanels * kPanelChunks;

@@ -1,4 +1,4 @@
-// Tensor copies of what is read once, for which L2 keeps nothing else from its place.
+// Tensor copies of what is read once: L2 drops it before anything else.
 #pragma once
 
 #include "backends/cuda/kernels/async_copy.cuh"

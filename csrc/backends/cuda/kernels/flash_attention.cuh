@@ -1,8 +1,9 @@
 // Cross-attention on tensor cores (sm_90a). Blocks stay on their multiprocessor and walk over items: a tile of rows of
 // one request and group, and the context of the request. One thread copies queries and context tiles into shared memory
-// and runs ahead into the next item; two warpgroups with 64 queries each multiply them, with a running maximum. The
-// scores of a tile are computed while the values of the tile before it are summed. Where the context is cut into two
-// splits, the two blocks that have those of the same queries may be a pair, a cluster of two, and add up their sums.
+// and runs ahead into the next item; of a settled context another one has brought the first tiles by then. Two
+// warpgroups with 64 queries each multiply them, with a running maximum. The scores of a tile are computed while the
+// values of the tile before it are summed. Where the context is cut into two splits, the two blocks that have those of
+// the same queries may be a pair, a cluster of two, and add up their sums.
 #pragma once
 
 #include "backends/cuda/kernels/async_shared.cuh"
@@ -15,12 +16,6 @@
 #include "backends/cuda/kernels/running_softmax.cuh"
 
 namespace onerec::cuda::kernels {
-
-// The same value, which the compiler cannot tell.
-__device__ __forceinline__ int hidden(int value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
 
 // --- the copying thread ---
 
@@ -113,8 +108,7 @@ __device__ __forceinline__ void copy_items(const FlashAttentionArguments& args,
     const AttentionItem item = item_at(args.schedule, index, args.row_offsets, args.context_offsets);
     if (item.rows == 0) continue;
     copy_item(args, memory, &maps.queries, item, number);
-    // Worked out here, not above: there are no registers to keep it in.
-    const bool begun = hidden(number) == 0 && args.settled;
+    const bool begun = number == 0 && args.settled;
     copy_context(memory, maps, item, use, begun ? tiles_ahead<Config>(item) : 0, item.tiles);
     ++number;
     use += item.tiles;
@@ -170,6 +164,13 @@ __device__ __forceinline__ void look_on(const FlashAttentionMemory<Config>& memo
       release(memory.emptied(ring, stage), thread);
     }
   }
+}
+
+// The same value, which the compiler cannot tell. With the first round of a loop told apart from the others by what it
+// starts from, the assembler takes the warps of the loop for divergent, and keeps addresses in registers of threads.
+__device__ __forceinline__ int hidden(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
 }
 
 // The items of the block, of which this warpgroup has some queries each. The last values of an item are summed together
@@ -335,8 +336,6 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
       if (!Config::kPaired && pending != kNone) store_pending(before);
       cute::clear(sums);
       softmax.grew = false;
-      // With the first round of the loop told apart from the others by what it starts from, the assembler takes the
-      // warps of the loop for divergent, and keeps addresses in registers of threads.
       pending = hidden(slot);
 
 #pragma unroll 1
