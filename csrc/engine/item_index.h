@@ -23,8 +23,7 @@ struct ItemIndex {
   const std::int32_t* semantic_ids = nullptr;  // [items, levels]
   const std::int32_t* order = nullptr;         // [items]: the item at each trie position
   const std::int32_t* position = nullptr;      // [items]: the trie position of each item
-  const std::int32_t* leaf_items =
-      nullptr;  // [leaves + 1]: leaf e has the positions [leaf_items[e], leaf_items[e + 1])
+  const std::int32_t* leaf_items = nullptr;    // [leaves + 1]: where each leaf's positions begin
 
   const std::int32_t* codes(std::int64_t item) const { return semantic_ids + item * levels; }
   PositionRange leaf(std::int64_t leaf) const { return {leaf_items[leaf], leaf_items[leaf + 1]}; }

@@ -37,4 +37,29 @@ __device__ __forceinline__ void start_product(Mma& mma, cute::GMMA::ScaleOut fir
   cute::warpgroup_commit_batch();
 }
 
+// An operand of `mma` that lies in shared memory as Layout says: queries on the left, keys or values on the right.
+template <class Layout, class Mma>
+__device__ __forceinline__ auto left_operand(const Mma& mma, int thread, unsigned char* bytes) {
+  const auto data = cute::make_smem_ptr(reinterpret_cast<cute::bfloat16_t*>(bytes));
+  return mma.get_slice(thread).partition_fragment_A(cute::make_tensor(data, Layout{}));
+}
+template <class Layout, class Mma>
+__device__ __forceinline__ auto right_operand(const Mma& mma, int thread, unsigned char* bytes) {
+  const auto data = cute::make_smem_ptr(reinterpret_cast<cute::bfloat16_t*>(bytes));
+  return mma.get_slice(thread).partition_fragment_B(cute::make_tensor(data, Layout{}));
+}
+
+// A thread's part of a warpgroup's product of kColumns columns.
+template <int kColumns, class Mma>
+__device__ __forceinline__ auto accumulators(const Mma& mma) {
+  return cute::partition_fragment_C(mma, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<kColumns>>{});
+}
+
+// The same of scores, rounded: a left-hand side in registers.
+template <int kColumns>
+__device__ __forceinline__ auto numerator_registers() {
+  using Part = cute::Shape<cute::_2, cute::_2, cute::_2>;
+  return cute::make_tensor<cute::bfloat16_t>(cute::Layout<cute::Shape<Part, cute::_1, cute::Int<kColumns / 16>>>{});
+}
+
 }  // namespace onerec::cuda::kernels

@@ -180,7 +180,6 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
                                              const FlashAttentionMemory<Config>& memory, int consumer) {
   using Memory = FlashAttentionMemory<Config>;
   using Layouts = FlashAttentionLayouts<Config>;
-  using Element = typename Layouts::Element;
   using cute::_;
   constexpr int kStages = Config::kStages;
   constexpr int kNone = -1;
@@ -190,20 +189,12 @@ __device__ __forceinline__ void attend_items(const FlashAttentionArguments& args
 
   typename Layouts::ScoreMma score_mma;
   typename Layouts::ValueMma value_mma;
-  const auto as_elements = [](unsigned char* bytes) { return cute::make_smem_ptr(reinterpret_cast<Element*>(bytes)); };
-  const auto queries = score_mma.get_slice(thread).partition_fragment_A(
-      cute::make_tensor(as_elements(memory.queries(consumer)), typename Layouts::Queries{}));
-  const auto keys = score_mma.get_slice(thread).partition_fragment_B(
-      cute::make_tensor(as_elements(memory.ring(Memory::kKeys)), typename Layouts::Keys{}));
-  const auto values = value_mma.get_slice(thread).partition_fragment_B(
-      cute::make_tensor(as_elements(memory.ring(Memory::kValues)), typename Layouts::Values{}));
-  auto scores =
-      cute::partition_fragment_C(score_mma, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kTokens>>{});
-  auto sums =
-      cute::partition_fragment_C(value_mma, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>>{});
-  auto numerators = cute::make_tensor<Element>(
-      cute::Layout<
-          cute::Shape<cute::Shape<cute::_2, cute::_2, cute::_2>, cute::_1, cute::Int<Config::kTokens / 16>>>{});
+  const auto queries = left_operand<typename Layouts::Queries>(score_mma, thread, memory.queries(consumer));
+  const auto keys = right_operand<typename Layouts::Keys>(score_mma, thread, memory.ring(Memory::kKeys));
+  const auto values = right_operand<typename Layouts::Values>(value_mma, thread, memory.ring(Memory::kValues));
+  auto scores = accumulators<Config::kTokens>(score_mma);
+  auto sums = accumulators<Config::kHeadDim>(value_mma);
+  auto numerators = numerator_registers<Config::kTokens>();
 
   // The first item makes numerators and sums of what is here, for nobody.
   cute::clear(scores);

@@ -205,26 +205,17 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   if (threadIdx.x == 0) copy_queries(args, memory, &maps.queries, item);
 
   using Layouts = FlashAttentionLayouts<Config>;
-  using Element = typename Layouts::Element;
   using cute::_;
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
   typename Layouts::ScoreMma score_mma;
   typename Layouts::ValueMma value_mma;
-  const auto as_elements = [](unsigned char* bytes) { return cute::make_smem_ptr(reinterpret_cast<Element*>(bytes)); };
-  const auto queries = score_mma.get_slice(thread).partition_fragment_A(
-      cute::make_tensor(as_elements(memory.queries()), typename Layouts::Queries{}));
-  const auto keys = score_mma.get_slice(thread).partition_fragment_B(
-      cute::make_tensor(as_elements(memory.tile(0)), typename Layouts::Keys{}));
-  const auto values = value_mma.get_slice(thread).partition_fragment_B(
-      cute::make_tensor(as_elements(memory.tile(0)), typename Layouts::Values{}));
-  auto scores =
-      cute::partition_fragment_C(score_mma, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kTokens>>{});
-  auto sums =
-      cute::partition_fragment_C(value_mma, cute::Shape<cute::Int<kWarpgroupRows>, cute::Int<Config::kHeadDim>>{});
-  auto numerators = cute::make_tensor<Element>(
-      cute::Layout<
-          cute::Shape<cute::Shape<cute::_2, cute::_2, cute::_2>, cute::_1, cute::Int<Config::kTokens / 16>>>{});
+  const auto queries = left_operand<typename Layouts::Queries>(score_mma, thread, memory.queries());
+  const auto keys = right_operand<typename Layouts::Keys>(score_mma, thread, memory.tile(0));
+  const auto values = right_operand<typename Layouts::Values>(value_mma, thread, memory.tile(0));
+  auto scores = accumulators<Config::kTokens>(score_mma);
+  auto sums = accumulators<Config::kHeadDim>(value_mma);
+  auto numerators = numerator_registers<Config::kTokens>();
   cute::clear(sums);
 
   RunningSoftmax softmax;
